@@ -1,0 +1,100 @@
+"""Records that cross layers: molecules in a batch, teacher targets, model outputs.
+
+Padding lies at the end of the atom axis; `real` marks the atoms that exist. The student is given `Molecules` alone,
+which hold nothing of the third dimension: that inference needs only SMILES is a property of the types.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from moldistill.core.shapes import Bool, Float, Int, UInt8
+
+
+class _Movable:
+    """Moves every tensor of a frozen dataclass to a device."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        moved = {}
+        for item in fields(self):  # type: ignore[arg-type]  # mixed into dataclasses only
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                moved[item.name] = value.to(device, non_blocking=non_blocking)
+            elif isinstance(value, _Movable):
+                moved[item.name] = value.to(device, non_blocking)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, slots=True)
+class Molecules(_Movable):
+    """2D molecular graphs, padded to the largest of the batch.
+
+    rows:           row of each molecule in the store.
+    size:           number of heavy atoms, at least 1.
+    atom_features:  indices into OGB's vocabulary; 0 where padded.
+    shortest_paths: number of bonds between two atoms; 255 where unreachable or padded.
+    bond_codes:     0 for no bond, else `vocabulary.bond_code`.
+    """
+
+    rows: Int[Tensor, "batch"]
+    size: Int[Tensor, "batch"]
+    atom_features: UInt8[Tensor, "batch atoms 9"]
+    shortest_paths: UInt8[Tensor, "batch atoms atoms"]
+    bond_codes: UInt8[Tensor, "batch atoms atoms"]
+
+    @property
+    def real(self) -> Bool[Tensor, "batch atoms"]:
+        """Which atoms exist."""
+        return torch.arange(self.atom_features.shape[1], device=self.size.device) < self.size[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTargets(_Movable):
+    """What a frozen teacher said of the molecules of a batch; zeros where `known` is false.
+
+    known:        whether the teacher saw the molecule.
+    prediction:   its prediction in eV.
+    graph_states: graph token after each kept layer, before any feature normalization.
+    atom_states:  atoms after each kept layer; 0 where padded.
+    """
+
+    known: Bool[Tensor, "batch"]
+    prediction: Float[Tensor, "batch"]
+    graph_states: Float[Tensor, "layers batch width"]
+    atom_states: Float[Tensor, "layers batch atoms width"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(_Movable):
+    """What the training loop reads.
+
+    target:        eV; NaN where unknown.
+    positions:     Å, of the heavy atoms; 0 where padded or unknown.
+    has_positions: whether the molecule has a geometry.
+    """
+
+    molecules: Molecules
+    target: Float[Tensor, "batch"]
+    positions: Float[Tensor, "batch atoms 3"]
+    has_positions: Bool[Tensor, "batch"]
+    teacher: TeacherTargets | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """What every model returns.
+
+    prediction:   in units of the training standard deviation, centred on the training mean.
+    graph_states: graph token after each layer.
+    atom_states:  atoms after each layer; unspecified where padded.
+    """
+
+    prediction: Float[Tensor, "batch"]
+    graph_states: tuple[Float[Tensor, "batch width"], ...]
+    atom_states: tuple[Float[Tensor, "batch atoms width"], ...]

@@ -1,0 +1,186 @@
+"""Settings that the layers read: frozen dataclasses, one per concern, with their bounds beside them.
+
+`core.config` builds strict YAML schemas from these classes, so that a bound or a default stands in one place.
+This module imports nothing outside the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["teacher", "student"]
+Distance = Literal["mse", "smooth_l1", "l1", "cosine", "relational"]
+FeatureScheme = Literal["none", "layer_norm", "standardize", "whiten", "unit"]
+SizeScheme = Literal["sum", "molecule_mean", "coordinated", "power", "batch_mean", "dataset_mean", "gradient_matched"]
+Shape = Literal["constant", "linear", "cosine", "warmup", "decay"]
+
+
+def bounded(
+    default: Any, *, gt: float | None = None, ge: float | None = None, lt: float | None = None, le: float | None = None
+) -> Any:
+    """A field whose value must lie within the bounds."""
+    bounds = {name: value for name, value in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if value is not None}
+    return field(default=default, metadata=bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """A model of the registry. `kernels` (Gaussian distance kernels) is read by teachers only."""
+
+    name: str = "transformer"
+    width: int = bounded(128, ge=8, le=2048)
+    depth: int = bounded(6, ge=1, le=48)
+    heads: int = bounded(8, ge=1, le=64)
+    feedforward: float = bounded(2.0, gt=0, le=8)
+    dropout: float = bounded(0.0, ge=0, lt=1)
+    max_path: int = bounded(16, ge=1, le=254)
+    kernels: int = bounded(32, ge=2, le=512)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW with a linear warm-up over the share `warmup` of all steps, then a cosine to `final` × learning_rate."""
+
+    learning_rate: float = bounded(1e-3, gt=0, le=1)
+    weight_decay: float = bounded(0.01, ge=0, le=10)
+    beta1: float = bounded(0.9, ge=0, lt=1)
+    beta2: float = bounded(0.98, ge=0, lt=1)
+    clip_norm: float = bounded(1.0, gt=0)
+    warmup: float = bounded(0.05, ge=0, lt=1)
+    final: float = bounded(0.01, ge=0, le=1)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How long, how, and on what a model is trained.
+
+    batch_size is global: workers share it. ema is the decay of the averaged weights that are evaluated and kept (0: off).
+    position_noise is the standard deviation (Å) of Gaussian noise on a teacher's training positions.
+    """
+
+    epochs: int = bounded(20, ge=1, le=100_000)
+    batch_size: int = bounded(64, ge=1, le=65_536)
+    seed: int = bounded(0, ge=0)
+    ema: float = bounded(0.99, ge=0, lt=1)
+    position_noise: float = bounded(0.0, ge=0, le=1)
+    evaluate_every: int = bounded(1, ge=1)
+    checkpoint_every: int = bounded(1, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = bounded(1, ge=1, le=4096)
+    cpus_per_worker: int = bounded(1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_failures: int = bounded(2, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class TermSettings:
+    """Weight of a loss term, and its schedule over training."""
+
+    weight: float = bounded(0.0, ge=0, le=1000)
+    schedule: Shape = "constant"
+    until: float = bounded(0.2, gt=0, le=1)
+
+
+@dataclass(frozen=True, slots=True)
+class StateTermSettings(TermSettings):
+    """A term between student and teacher states.
+
+    layers: `all`, `last`, or a list of the teacher's layers, counted from 1.
+    """
+
+    layers: str | tuple[int, ...] = "all"
+    distance: Distance = "smooth_l1"
+    features: FeatureScheme = "standardize"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            if self.layers not in ("all", "last"):
+                raise ValueError(f"layers is '{self.layers}'; expected all, last, or a list such as [2, 4, 6]")
+        elif not self.layers or any(layer < 1 for layer in self.layers) or len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers {list(self.layers)}: expected different whole numbers from 1")
+
+
+@dataclass(frozen=True, slots=True)
+class AtomTermSettings(StateTermSettings):
+    """The local term: how its weight falls with molecule size N.
+
+    normalization: scheme for c(N), see `distill.normalization`. power: exponent p of the schemes `power` and
+    `dataset_mean`. share: local gradient over global gradient that `gradient_matched` holds to.
+    """
+
+    normalization: SizeScheme = "coordinated"
+    power: float = bounded(1.0, ge=-1, le=4)
+    share: float = bounded(0.5, gt=0, le=100)
+
+
+@dataclass(frozen=True, slots=True)
+class PairTermSettings(TermSettings):
+    """The geometry term: predict the binned 3D distance of each pair of atoms from the student's states."""
+
+    bins: int = bounded(16, ge=2, le=256)
+    max_distance: float = bounded(10.0, gt=0, le=100)
+
+
+@dataclass(frozen=True, slots=True)
+class DistillSettings:
+    """Weights of the distillation terms beside the label's, which has weight 1."""
+
+    prediction: TermSettings = field(default_factory=TermSettings)
+    graph: StateTermSettings = field(default_factory=StateTermSettings)
+    atom: AtomTermSettings = field(default_factory=AtomTermSettings)
+    pair: PairTermSettings = field(default_factory=PairTermSettings)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term reads teacher targets (the pair term reads positions of the store)."""
+        return self.prediction.weight > 0 or self.graph.weight > 0 or self.atom.weight > 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """One training run. `targets` is the folder that `cache` wrote, for a distilled student."""
+
+    role: Role = "student"
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    targets: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role == "teacher" and (self.distill.needs_teacher or self.distill.pair.weight > 0):
+            raise ValueError("a teacher is not distilled: set every distill weight to 0, or role: student")
+        if self.role == "teacher" and self.targets is not None:
+            raise ValueError("a teacher reads no targets: remove the key, or set role: student")
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareSettings:
+    """How a source becomes a store. valid_3d is the share of training rows with positions that nothing trains on."""
+
+    limit: int | None = bounded(None, ge=1)
+    valid_3d: float = bounded(0.05, ge=0, le=0.5)
+    seed: int = bounded(0, ge=0)
+    target: str | None = None
+    unit: Literal["ev", "hartree", "kcal/mol", "kj/mol", "none"] = "ev"
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    """The whole way. `source`: `sample`, a root in PCQM4Mv2's layout, or a CSV of SMILES.
+
+    teacher, student: run settings (`base` names a preset or a file). search: `space` names a search space; further keys
+    replace those of the space.
+    """
+
+    source: str = "sample"
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    teacher: Mapping[str, Any] = field(default_factory=lambda: {"base": "teacher-tiny"})
+    student: Mapping[str, Any] = field(default_factory=lambda: {"base": "student-tiny"})
+    search: Mapping[str, Any] = field(default_factory=lambda: {"space": "smoke"})
