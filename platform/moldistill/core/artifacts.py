@@ -141,7 +141,9 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
     if not path.is_file():
         what = "does not exist" if not folder.exists() else "has no manifest.json"
         wanted = f"a finished {kind} folder" if kind else "a folder written by moldistill"
-        raise InputError(f"{folder} {what}", expected=wanted, remedy="check the path, or make it again: it may be unfinished")
+        raise InputError(
+            f"{folder} {what}", expected=wanted, remedy="check the path, or make it again: it may be unfinished"
+        )
     raw = read_json(path)
     try:
         files = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
@@ -152,14 +154,19 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
         raise InputError(f"{folder} is not a {kind}", got=manifest.kind, expected=kind, remedy=f"name a {kind} folder")
     if manifest.schema != SCHEMA:
         raise InputError(
-            f"{folder} has another schema version", got=manifest.schema, expected=SCHEMA, remedy="make it again with this version"
+            f"{folder} has another schema version",
+            got=manifest.schema,
+            expected=SCHEMA,
+            remedy="make it again with this version",
         )
     for name, entry in manifest.files.items():
         file = folder / name
         size = file.stat().st_size if file.is_file() else None
         if size != entry.size:
             got = "missing" if size is None else f"{size:,} bytes"
-            raise InputError(f"{file} is damaged", got=got, expected=f"{entry.size:,} bytes", remedy="make the folder again")
+            raise InputError(
+                f"{file} is damaged", got=got, expected=f"{entry.size:,} bytes", remedy="make the folder again"
+            )
     return manifest
 
 
@@ -179,7 +186,9 @@ def check_out(out: Path) -> Path:
         raise InputError(f"{out} is a file", expected="a new or empty folder", remedy="name another folder with --out")
     if out.is_dir() and any(out.iterdir()):
         raise InputError(
-            f"{out} is not empty", expected="a new or empty folder", remedy="name another folder with --out, or remove this one"
+            f"{out} is not empty",
+            expected="a new or empty folder",
+            remedy="name another folder with --out, or remove this one",
         )
     for parent in out.parents:
         if (parent / MANIFEST).is_file():

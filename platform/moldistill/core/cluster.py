@@ -85,7 +85,9 @@ def _start_local(folder: str, cpus: int) -> None:
         )
     except Exception as error:
         raise RunError(
-            "Ray did not start on this machine", got=error, remedy="run `moldistill doctor`; check free memory and disk in /tmp"
+            "Ray did not start on this machine",
+            got=error,
+            remedy="run `moldistill doctor`; check free memory and disk in /tmp",
         ) from error
 
 
@@ -100,7 +102,8 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, ahead: int = 
         yield from map(function, items)
         return
     task: Any = ray.remote(num_cpus=1, max_retries=3)(function)
-    limit = max(1, int(ray.cluster_resources().get("CPU", 1))) * ahead
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    limit = max(1, int(resources.get("CPU", 1))) * ahead
     pending: deque[Any] = deque()
     for item in items:
         pending.append(task.remote(item))

@@ -52,7 +52,11 @@ class _PlainBar:
         elapsed = max(time.monotonic() - self.start, 1e-9)
         rate = self.done / elapsed
         share = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
-        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 and self.done < self.total else ""
+        left = (
+            f", {(self.total - self.done) / rate:.0f} s left"
+            if self.total and rate > 0 and self.done < self.total
+            else ""
+        )
         log(f"{self.title}: {share} in {elapsed:.0f} s ({rate:,.1f}/s{left}){'  ' + self.note if self.note else ''}")
 
 
@@ -65,7 +69,14 @@ def progress(title: str, total: int | None = None) -> Iterator[Bar]:
         plain.write()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -60,7 +60,7 @@ class OptimizerSettings:
 class TrainingSettings:
     """How long, how, and on what a model is trained.
 
-    batch_size is global: workers share it. ema is the decay of the averaged weights that are evaluated and kept (0: off).
+    batch_size is global: workers share it. ema is the decay of the averaged weights, which are evaluated and kept.
     position_noise is the standard deviation (Å) of Gaussian noise on a teacher's training positions.
     """
 

@@ -1,6 +1,6 @@
 """OGB's vocabulary of atom and bond features, as published in `ogb.utils.features`.
 
-A test holds each list to the installed ogb package. The last entry of the lists with `misc` takes whatever is not named.
+A test holds each list to the installed ogb package. `misc` takes whatever is not named.
 """
 
 from __future__ import annotations
@@ -52,5 +52,13 @@ def bond_code(bond_type: int, stereo: int, conjugated: int) -> int:
 
 def vocabulary_hash() -> str:
     """Hash of everything that gives the feature columns their meaning."""
-    text = repr((ATOM_FEATURES, ATOM_SIZES, BOND_FEATURES, BOND_SIZES, CHIRALITY, HYBRIDIZATION, BOND_TYPE, BOND_STEREO))
+    text = repr(
+        (ATOM_FEATURES, ATOM_SIZES, BOND_FEATURES, BOND_SIZES, CHIRALITY, HYBRIDIZATION, BOND_TYPE, BOND_STEREO)
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+FLAGS = ("fine", "unsanitized", "refused", "too large", "empty")
+"""Names of the store's `flag` values. `fine` and `unsanitized` rows have a graph; models are given no others."""
+
+FLAGS_WITH_GRAPH = (0, 1)

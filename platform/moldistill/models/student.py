@@ -1,0 +1,30 @@
+"""The 2D student: everything it reads comes from SMILES."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from moldistill.core.records import ModelOutput, Molecules
+from moldistill.core.settings import ModelSettings
+from moldistill.models.biases import GraphBias
+from moldistill.models.embeddings import AtomEmbedding
+from moldistill.models.registry import register
+from moldistill.models.transformer import Transformer
+
+
+@register("student", "transformer")
+class TransformerStudent(nn.Module):
+    """Dense transformer over the molecular graph, with biases from shortest paths and bonds in every layer."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.embedding = AtomEmbedding(settings.width)
+        self.biases = nn.ModuleList(GraphBias(settings.heads, settings.max_path) for _ in range(settings.depth))
+        self.body = Transformer(settings)
+
+    def forward(self, molecules: Molecules) -> ModelOutput:
+        """Prediction and states of each layer."""
+        output: ModelOutput = self.body(
+            self.embedding(molecules), molecules.real, [bias(molecules) for bias in self.biases]
+        )
+        return output
