@@ -136,6 +136,13 @@ class DistillSettings:
     atom: AtomTermSettings = field(default_factory=AtomTermSettings)
     pair: PairTermSettings = field(default_factory=PairTermSettings)
 
+    def __post_init__(self) -> None:
+        matched = self.atom.weight > 0 and self.atom.normalization == "gradient_matched"
+        if matched and self.graph.weight == 0:
+            raise ValueError(
+                "atom.normalization gradient_matched is relative to the global term: give graph.weight a value"
+            )
+
     @property
     def needs_teacher(self) -> bool:
         """Whether any term reads teacher targets (the pair term reads positions of the store)."""

@@ -17,8 +17,8 @@ from moldistill.models.transformer import Transformer
 class TransformerTeacher(nn.Module):
     """Dense transformer whose atom tokens and attention biases also know the geometry.
 
-    Each atom token gains the sum of its pair features (a 3D centrality), each bias a projection of them. Predictions are
-    invariant under rotation, translation and reflection.
+    Each atom token gains the sum of its pair features (a 3D centrality), each bias a projection of them. Predictions
+    are invariant under rotation, translation and reflection.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
