@@ -1,0 +1,116 @@
+"""Plain `.npy` columns: written by appending, read as memory maps.
+
+The header is written for no rows and patched when the column is closed, so that memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from moldistill.core.errors import InputError
+
+Per = Literal["row", "row + 1", "atom", "bond", "path", "hydrogen", "byte"]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSpec:
+    """Type of a column of the store: dtype, shape of one entry, and what there is one entry per."""
+
+    name: str
+    dtype: str
+    per: Per
+    shape: tuple[int, ...] = ()
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.npy"
+
+
+COLUMNS = (
+    ColumnSpec("row", "<i8", "row"),
+    ColumnSpec("split", "|i1", "row"),
+    ColumnSpec("target", "<f8", "row"),
+    ColumnSpec("flag", "|u1", "row"),
+    ColumnSpec("has_positions", "|b1", "row"),
+    ColumnSpec("atom_offsets", "<i8", "row + 1"),
+    ColumnSpec("bond_offsets", "<i8", "row + 1"),
+    ColumnSpec("path_offsets", "<i8", "row + 1"),
+    ColumnSpec("hydrogen_offsets", "<i8", "row + 1"),
+    ColumnSpec("smiles_offsets", "<i8", "row + 1"),
+    ColumnSpec("atom_features", "|u1", "atom", (9,)),
+    ColumnSpec("bond_index", "|u1", "bond", (2,)),
+    ColumnSpec("bond_features", "|u1", "bond", (3,)),
+    ColumnSpec("shortest_paths", "|u1", "path"),
+    ColumnSpec("positions", "<f4", "atom", (3,)),
+    ColumnSpec("hydrogen_positions", "<f4", "hydrogen", (3,)),
+    ColumnSpec("hydrogen_parent", "|u1", "hydrogen"),
+    ColumnSpec("smiles_bytes", "|u1", "byte"),
+)
+"""Every column of a store (DESIGN: files on disk)."""
+
+_HEADER = 128  # bytes; a multiple of 64, as the format asks
+
+
+def _header(spec: ColumnSpec, length: int) -> bytes:
+    """Header of format version 1.0, always of the same size."""
+    shape = (length, *spec.shape)
+    text = f"{{'descr': '{spec.dtype}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
+
+
+class ColumnWriter:
+    """Appends arrays to `<folder>/<name>.npy`; the file is whole once `close` has run."""
+
+    def __init__(self, folder: Path, spec: ColumnSpec) -> None:
+        self.spec = spec
+        self.length = 0
+        self._stream = (folder / spec.file).open("wb")
+        self._stream.write(_header(spec, 0))
+
+    def append(self, values: np.ndarray[Any, Any]) -> None:
+        """Write entries, converted to the column's dtype. Shape [entries, *spec.shape]."""
+        assert values.shape[1:] == self.spec.shape, f"{self.spec.name}: {values.shape}"
+        self._stream.write(np.ascontiguousarray(values, self.spec.dtype).tobytes())
+        self.length += len(values)
+
+    def close(self) -> None:
+        """Patch the header and sync the file."""
+        self._stream.seek(0)
+        self._stream.write(_header(self.spec, self.length))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._stream.close()
+
+
+def open_column(folder: Path, spec: ColumnSpec) -> np.ndarray[Any, Any]:
+    """The column as a read-only memory map, its dtype and shape checked. Raises InputError where they are wrong."""
+    path = folder / spec.file
+    try:
+        column = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a column", got=error, remedy="prepare the store again") from error
+    if column.dtype != np.dtype(spec.dtype) or column.shape[1:] != spec.shape or column.ndim != 1 + len(spec.shape):
+        raise InputError(
+            f"{path} has another type",
+            got=f"{column.dtype} of shape {column.shape}",
+            expected=f"{np.dtype(spec.dtype)} of shape {('rows', *spec.shape)}",
+            remedy="prepare the store again with this version",
+        )
+    return np.asarray(column)
