@@ -43,12 +43,12 @@ def normalize_states(
 
 def size_weights(
     settings: AtomTermSettings,
-    size: Int[Tensor, batch],
+    size: Int[Tensor, "batch"],
     *,
     molecules: float,
     atoms: float,
     mean_atoms: float,
-) -> Float[Tensor, batch]:
+) -> Float[Tensor, "batch"]:
     """c(N): weight of the sum over a molecule's atoms, by its number of atoms N.
 
     sum: 1.  molecule_mean: 1/N.  coordinated: 1/N² (arXiv 2211.16712, for a transformer).  power: N^-p.
@@ -77,8 +77,9 @@ class GradientMatcher(nn.Module):
     """c(N) that holds a molecule's local gradient at a chosen share of the global one, whatever its size.
 
     For each size N it follows G(N), the sum over atoms of the norm of the local distance's derivative with respect to
-    the projected state, and g, the same norm for the graph token (both exponential means). Then c(N) = share · g / G(N):
-    by the triangle inequality the local term moves shared parameters at most `share` times as far as the global one.
+    the projected state, and g, the same norm for the graph token (both exponential means). Then
+    c(N) = share · g / G(N): by the triangle inequality the local term moves shared parameters at most `share` times as
+    far as the global one.
     """
 
     CLASSES = 64
@@ -92,16 +93,16 @@ class GradientMatcher(nn.Module):
         self.local: Tensor
         self.overall: Tensor
 
-    def classes(self, size: Int[Tensor, batch]) -> Int[Tensor, batch]:
+    def classes(self, size: Int[Tensor, "batch"]) -> Int[Tensor, "batch"]:
         """Size class: the number of atoms, the largest in one class."""
         return size.clamp(max=self.CLASSES - 1)
 
     @torch.no_grad()
     def observe(
         self,
-        size: Int[Tensor, known],
-        local: Float[Tensor, known],
-        overall: Float[Tensor, known],
+        size: Int[Tensor, "known"],
+        local: Float[Tensor, "known"],
+        overall: Float[Tensor, "known"],
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
         """Take in the gradient norms of one batch's known molecules; `reduce` sums over workers."""
@@ -119,7 +120,7 @@ class GradientMatcher(nn.Module):
         mixed = torch.where(state == 0, seen, self.DECAY * state + (1 - self.DECAY) * seen)
         state.copy_(torch.where(present, mixed, state))
 
-    def forward(self, size: Int[Tensor, batch]) -> Float[Tensor, batch]:
+    def forward(self, size: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
         """c(N) from what was observed so far; 0 for a size whose gradient vanished."""
         local = self.local[self.classes(size)]
         return torch.where(local > 0, self.share * self.overall / local.clamp(min=1e-12), 0.0)

@@ -34,7 +34,7 @@ class Counts:
     positions: float
 
     @staticmethod
-    def of(batch: Batch) -> Float[Tensor, 4]:
+    def of(batch: Batch) -> Float[Tensor, "4"]:
         """This worker's part, to be summed over workers."""
         known = batch.teacher.known if batch.teacher is not None else torch.zeros_like(batch.has_positions)
         size = batch.molecules.size
@@ -47,7 +47,7 @@ class Counts:
         return torch.stack(parts).float()
 
     @classmethod
-    def from_tensor(cls, summed: Float[Tensor, 4]) -> Counts:
+    def from_tensor(cls, summed: Float[Tensor, "4"]) -> Counts:
         """Counts from the sum over workers; each at least 1, so that an absent term is 0 and not NaN."""
         return cls(*(max(float(value), 1.0) for value in summed))
 
@@ -94,7 +94,7 @@ class Objective(nn.Module):
             terms["pair"] = weight * self.pair(output, batch) / counts.positions
         return terms
 
-    def _label(self, output: ModelOutput, target: Float[Tensor, batch]) -> Float[Tensor, ""]:
+    def _label(self, output: ModelOutput, target: Float[Tensor, "batch"]) -> Float[Tensor, ""]:
         wanted = (target - self.scale.mean) / self.scale.std
         error = (output.prediction - wanted.nan_to_num()).abs()
         return torch.where(target.isfinite(), error, 0.0).sum()

@@ -80,7 +80,7 @@ class GraphTerm(_StateTerm):
     def __init__(self, settings: StateTermSettings, width: int, depth: int, summary: TargetSummary) -> None:
         super().__init__(settings, width, depth, summary, summary.graph)
 
-    def distance(self, known: Bool[Tensor, batch], ours: Tensor, theirs: Tensor) -> Float[Tensor, batch]:
+    def distance(self, known: Bool[Tensor, "batch"], ours: Tensor, theirs: Tensor) -> Float[Tensor, "batch"]:
         """D per molecule; `relational` compares the molecules of this worker's batch with each other."""
         if self.settings.distance == "relational":
             return relational_distance(ours, theirs, known)
@@ -91,7 +91,7 @@ class GraphTerm(_StateTerm):
         per_layer = [self.distance(teacher.known, *pair) for pair in self.pairs(states, teacher.graph_states)]
         return torch.where(teacher.known, torch.stack(per_layer).mean(0), 0.0).sum()
 
-    def gradient(self, states: tuple[Tensor, ...], teacher: TeacherTargets) -> Float[Tensor, known]:
+    def gradient(self, states: tuple[Tensor, ...], teacher: TeacherTargets) -> Float[Tensor, "known"]:
         """Gradient norm with respect to the projected state, of each known molecule."""
         with torch.no_grad():
             pairs = self.pairs(states, teacher.graph_states)
@@ -116,8 +116,8 @@ class AtomTerm(_StateTerm):
         return channel_distance(self.settings.distance, ours, theirs)
 
     def per_molecule(
-        self, states: tuple[Tensor, ...], teacher: TeacherTargets, size: Int[Tensor, batch]
-    ) -> Float[Tensor, batch]:
+        self, states: tuple[Tensor, ...], teacher: TeacherTargets, size: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch"]:
         """mean_l Σ_i D of each molecule; padding and unknown molecules count nothing."""
         real = self._real(states[0], teacher, size)
         per_layer = [self.distance(real, *pair) for pair in self.pairs(states, teacher.atom_states)]
@@ -128,7 +128,7 @@ class AtomTerm(_StateTerm):
         self,
         states: tuple[Tensor, ...],
         teacher: TeacherTargets,
-        size: Int[Tensor, batch],
+        size: Int[Tensor, "batch"],
         molecules: float,
         atoms: float,
     ) -> Float[Tensor, ""]:
@@ -138,14 +138,15 @@ class AtomTerm(_StateTerm):
             weights = self.matcher(size)
         else:
             weights = size_weights(self.scheme, size, molecules=molecules, atoms=atoms, mean_atoms=self.mean_atoms)
-        return (weights * distance).sum()
+        total: Tensor = (weights * distance).sum()
+        return total
 
     def observe(
         self,
         states: tuple[Tensor, ...],
         teacher: TeacherTargets,
-        size: Int[Tensor, batch],
-        overall: Float[Tensor, known],
+        size: Int[Tensor, "batch"],
+        overall: Float[Tensor, "known"],
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
         """Let the gradient matcher see this batch; `reduce` sums over workers."""
@@ -158,7 +159,7 @@ class AtomTerm(_StateTerm):
         self.matcher.observe(size[teacher.known], local, overall, reduce)
 
     @staticmethod
-    def _real(state: Tensor, teacher: TeacherTargets, size: Int[Tensor, batch]) -> Bool[Tensor, "batch atoms"]:
+    def _real(state: Tensor, teacher: TeacherTargets, size: Int[Tensor, "batch"]) -> Bool[Tensor, "batch atoms"]:
         places = torch.arange(state.shape[1], device=state.device)
         real: Tensor = (places < size[:, None]) & teacher.known[:, None]
         return real

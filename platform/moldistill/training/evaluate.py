@@ -1,0 +1,110 @@
+"""Predictions and errors of a trained model, in eV."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from moldistill.core.records import Batch, ModelOutput, TargetScale
+from moldistill.core.settings import Role
+from moldistill.core.vocabulary import FLAGS_WITH_GRAPH
+from moldistill.data.batches import epoch_batches
+from moldistill.data.predictions import Predictions
+from moldistill.data.store import Store
+from moldistill.training.collective import ALONE, Collective
+
+CPU = torch.device("cpu")
+
+
+def forward(model: nn.Module, role: Role, batch: Batch) -> ModelOutput:
+    """Run a model on what its role may see."""
+    output: ModelOutput = model(batch.molecules, batch.positions) if role == "teacher" else model(batch.molecules)
+    return output
+
+
+def readable(store: Store, rows: NDArray[np.int64], role: Role) -> NDArray[np.int64]:
+    """Those of `rows` that a model of this role can read: with a graph, for a teacher also with positions."""
+    rows = store.usable(rows)
+    return rows[store.has_positions[rows]] if role == "teacher" else rows
+
+
+def target_scale(store: Store) -> TargetScale:
+    """Mean, standard deviation and median of the finite targets of the split `train`, over rows with a graph."""
+    targets = np.asarray(store.target[store.usable(store.rows("train"))])
+    targets = targets[np.isfinite(targets)]
+    std = float(targets.std()) if len(targets) > 1 else 0.0
+    # Equal targets have no spread to scale by; one molecule (overfitting tests) has none either.
+    return TargetScale(float(targets.mean()), std if std > 1e-8 else 1.0, float(np.median(targets)))
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    store: Store,
+    rows: NDArray[np.int64],
+    *,
+    role: Role,
+    scale: TargetScale,
+    batch_size: int = 256,
+    device: torch.device = CPU,
+) -> NDArray[np.float32]:
+    """Predictions in eV, aligned to `rows` (different, and readable by the role)."""
+    model.eval()
+    order = np.argsort(rows)
+    predicted = np.empty(len(rows), np.float32)
+    for batch in epoch_batches(store, rows, batch_size=batch_size):
+        values = forward(model, role, batch.to(device)).prediction.double() * scale.std + scale.mean
+        places = order[np.searchsorted(rows, batch.molecules.rows.numpy(), sorter=order)]
+        predicted[places] = values.cpu().numpy()
+    return predicted
+
+
+def predict_split(
+    model: nn.Module,
+    store: Store,
+    split: str,
+    *,
+    role: Role,
+    scale: TargetScale,
+    device: torch.device = CPU,
+) -> Predictions:
+    """Predictions for every row of a split; where the role can read no row, the training median.
+
+    `flag` is the store's: it says which rows have no graph.
+    """
+    rows = store.rows(split)
+    predicted = np.full(len(rows), scale.median, np.float32)
+    known = np.isin(rows, readable(store, rows, role))
+    predicted[known] = predict(model, store, rows[known], role=role, scale=scale, device=device)
+    return Predictions(rows, predicted, np.asarray(store.flag[rows]))
+
+
+def mean_absolute_error(
+    model: nn.Module,
+    store: Store,
+    split: str,
+    *,
+    role: Role,
+    scale: TargetScale,
+    device: torch.device = CPU,
+    collective: Collective = ALONE,
+) -> float | None:
+    """MAE in eV over the readable, labelled rows of a split, shared out over the workers; None where there are none."""
+    rows = readable(store, store.rows(split), role)
+    rows = rows[np.isfinite(store.target[rows])]
+    if not len(rows):
+        return None
+    share = rows[collective.rank :: collective.world_size]
+    predicted = predict(model, store, share, role=role, scale=scale, device=device)
+    errors = np.abs(predicted - store.target[share])
+    total, count = collective.sum(torch.tensor([errors.sum(), len(share)], dtype=torch.float64, device=device)).tolist()
+    return float(total / count)
+
+
+def median_error(store: Store, split: str) -> float | None:
+    """MAE in eV of predicting the training median for every labelled row of a split with a graph."""
+    rows = store.rows(split)
+    rows = rows[np.isin(store.flag[rows], FLAGS_WITH_GRAPH) & np.isfinite(store.target[rows])]
+    return float(np.abs(store.target[rows] - target_scale(store).median).mean()) if len(rows) else None
