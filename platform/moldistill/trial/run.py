@@ -1,0 +1,187 @@
+"""One training run in this process: data and targets by path, the loop, checkpoints, and what is left in the folder."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moldistill.core.artifacts import MANIFEST, read_manifest
+from moldistill.core.errors import InputError
+from moldistill.core.progress import log
+from moldistill.core.settings import RunSettings
+from moldistill.core.vocabulary import vocabulary_hash
+from moldistill.data.store import Store
+from moldistill.data.targets import TargetStore
+from moldistill.distill.diagnostics import warnings_for
+from moldistill.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, save_weights
+from moldistill.training.collective import ALONE, Collective
+from moldistill.training.evaluate import predict_split
+from moldistill.training.loop import EpochReport, Trainer
+from moldistill.trial.boards import Board
+from moldistill.trial.folder import (
+    PREDICTIONS,
+    LoadedRun,
+    append_metrics,
+    claim_folder,
+    finish,
+    keep_metrics,
+    load_run_folder,
+    read_metrics,
+    write_config,
+)
+from moldistill.trial.spec import RunResult, TrialSpec
+
+__all__ = ["EpochReport", "LoadedRun", "finish_run", "load_run_folder", "run_trial"]
+
+SPLITS_OF_ROLE = {"student": ("valid", "valid-3d", "test-dev", "test-challenge"), "teacher": ("valid-3d",)}
+
+Report = Callable[[EpochReport], None]
+
+
+def choose_device(settings: RunSettings) -> torch.device:
+    """The device that the settings ask for; InputError for a GPU that is not there."""
+    wanted = settings.training.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "training.device is cuda", got="no GPU that PyTorch can use", remedy="set training.device=cpu, or auto"
+        )
+    use_gpu = torch.cuda.is_available() if wanted == "auto" else wanted == "cuda"
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def open_targets(settings: RunSettings, store: Store) -> TargetStore | None:
+    """The teacher's targets that the settings name, checked against the store; InputError where they do not belong."""
+    if not settings.distill.needs_teacher:
+        return None
+    if settings.targets is None:
+        raise InputError(
+            "the run is distilled, but no targets are named",
+            got="distill weights above 0 and no `targets`",
+            expected="targets=DIR, a folder that `moldistill cache` wrote",
+            remedy="add targets=DIR, or set the weights of distill.prediction, graph and atom to 0",
+        )
+    targets = TargetStore.open(Path(settings.targets))
+    if targets.store_identity != store.identity:
+        raise InputError(
+            f"{targets.path} was made from another store",
+            got=targets.store_identity,
+            expected=f"{store.identity} ({store.path})",
+            remedy="run `moldistill cache` with this store",
+        )
+    return targets
+
+
+def make_trainer(spec: TrialSpec, collective: Collective = ALONE) -> Trainer:
+    """A trainer for the spec, on its device, at the start of the run."""
+    settings = spec.settings
+    device = choose_device(settings)
+    if device.type == "cpu":
+        torch.set_num_threads(settings.training.cpus_per_worker)
+    store = Store.open(spec.store)
+    return Trainer(settings, store, open_targets(settings, store), collective=collective, device=device)
+
+
+def run_trial(spec: TrialSpec, *, report: Report | None = None, collective: Collective = ALONE) -> RunResult:
+    """Train as the spec says and leave a finished run folder.
+
+    `report` is called after every evaluated epoch, when the folder is safe; what it raises ends the run there, to be
+    resumed or finished later. With several workers each calls this; the first one writes.
+    """
+    if spec.resume and (spec.out / MANIFEST).is_file():
+        return RunResult(spec.out, dict(read_manifest(spec.out, "run").facts["metrics"]))
+    trainer = make_trainer(spec, collective)
+    if collective.leads:
+        claim_folder(spec.out, spec.resume)
+    checkpoint = load_checkpoint(spec.out, trainer.fingerprint) if spec.resume else None
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    collective.wait()
+    if collective.leads:
+        write_config(spec.out, spec.settings)
+        keep_metrics(spec.out, trainer.epoch)
+    _train(trainer, spec, report, collective)
+    if collective.leads:
+        _complete(trainer, spec)
+    collective.wait()
+    records = read_metrics(spec.out)
+    return RunResult(spec.out, records[-1])
+
+
+def _train(trainer: Trainer, spec: TrialSpec, report: Report | None, collective: Collective) -> None:
+    training = spec.settings.training
+    warned: set[str] = set()
+    with Board(spec.out if collective.leads else None) as board:
+        for state in trainer.fit():
+            if collective.leads:
+                append_metrics(spec.out, state.metrics)
+                board.add(state.epoch, state.metrics)
+                _warn(state, warned)
+                if state.epoch % training.checkpoint_every == 0 or state.epoch == training.epochs:
+                    save_checkpoint(spec.out, trainer.checkpoint())
+            if report is not None and state.evaluated:
+                report(state)
+
+
+def _warn(state: EpochReport, warned: set[str]) -> None:
+    shares = {name.removeprefix("share_"): value for name, value in state.metrics.items() if name.startswith("share_")}
+    for warning in warnings_for(shares):
+        term = warning.split("'")[1]
+        if term not in warned:
+            warned.add(term)
+            log(f"warning: epoch {state.epoch}: {warning}")
+
+
+def finish_run(spec: TrialSpec) -> RunResult:
+    """Make a run that was stopped early a finished folder, as it stands at its last checkpoint.
+
+    Raises InputError where there is no checkpoint yet.
+    """
+    if (spec.out / MANIFEST).is_file():
+        return RunResult(spec.out, dict(read_manifest(spec.out, "run").facts["metrics"]))
+    trainer = make_trainer(spec)
+    checkpoint = load_checkpoint(spec.out, trainer.fingerprint)
+    if checkpoint is None:
+        raise InputError(f"{spec.out} has no checkpoint", remedy="run the trial again")
+    trainer.restore(checkpoint)
+    keep_metrics(spec.out, trainer.epoch)
+    _complete(trainer, spec)
+    return RunResult(spec.out, read_metrics(spec.out)[-1])
+
+
+def _complete(trainer: Trainer, spec: TrialSpec) -> None:
+    """Weights, predictions and, last, the manifest."""
+    model, store, role = trainer.averaged.model, trainer.store, spec.settings.role
+    save_weights(model, spec.out / WEIGHTS)
+    for split in SPLITS_OF_ROLE[role]:
+        if len(store.rows(split)):
+            predictions = predict_split(model, store, split, role=role, scale=trainer.scale, device=trainer.device)
+            predictions.save(spec.out / PREDICTIONS / f"{split}.npz")
+    inputs = {"store": store.identity}
+    if trainer.targets is not None:
+        inputs["targets"] = trainer.targets.identity
+    finish(spec.out, inputs=inputs, facts=_facts(trainer, spec))
+
+
+def _facts(trainer: Trainer, spec: TrialSpec) -> dict[str, Any]:
+    metrics = read_metrics(spec.out)[-1]
+    return {
+        "role": spec.settings.role,
+        "metrics": metrics,
+        "epochs": trainer.epoch,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "scale": asdict(trainer.scale),
+        "store": trainer.store.identity,
+        "split_hash": trainer.store.split_hash,
+        "vocabulary": vocabulary_hash(),
+        "training_rows": len(trainer.rows),
+        "largest_training_molecule": int(trainer.store.size(trainer.rows).max()),
+        "seconds": trainer.seconds,
+        "seed": spec.settings.training.seed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
