@@ -246,8 +246,10 @@ def load_run(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
 
 
 def load_pipeline(source: str | Path, overrides: Sequence[str] = ()) -> PipelineSettings:
-    """Settings of a pipeline from a YAML file; teacher and student are checked as runs, too."""
-    mapping = apply_overrides(read_yaml(Path(source)), overrides)
+    """Settings of a pipeline from a YAML file or the name of a shipped one; both runs are checked, too."""
+    shipped = resources.files("moldistill") / "pipelines" / f"{source}.yaml"
+    path = Path(str(shipped)) if shipped.is_file() and not Path(source).is_file() else Path(source)
+    mapping = apply_overrides(read_yaml(path), overrides)
     settings = build(PipelineSettings, mapping, str(source))
     for role in ("teacher", "student"):
         run = load_run(getattr(settings, role))

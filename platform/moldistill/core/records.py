@@ -42,8 +42,8 @@ class Molecules(_Movable):
     bond_codes:     0 for no bond, else `vocabulary.bond_code`.
     """
 
-    rows: Int[Tensor, batch]
-    size: Int[Tensor, batch]
+    rows: Int[Tensor, "batch"]
+    size: Int[Tensor, "batch"]
     atom_features: UInt8[Tensor, "batch atoms 9"]
     shortest_paths: UInt8[Tensor, "batch atoms atoms"]
     bond_codes: UInt8[Tensor, "batch atoms atoms"]
@@ -64,8 +64,8 @@ class TeacherTargets(_Movable):
     atom_states:  atoms after each kept layer; 0 where padded.
     """
 
-    known: Bool[Tensor, batch]
-    prediction: Float[Tensor, batch]
+    known: Bool[Tensor, "batch"]
+    prediction: Float[Tensor, "batch"]
     graph_states: Float[Tensor, "layers batch width"]
     atom_states: Float[Tensor, "layers batch atoms width"]
 
@@ -80,9 +80,9 @@ class Batch(_Movable):
     """
 
     molecules: Molecules
-    target: Float[Tensor, batch]
+    target: Float[Tensor, "batch"]
     positions: Float[Tensor, "batch atoms 3"]
-    has_positions: Bool[Tensor, batch]
+    has_positions: Bool[Tensor, "batch"]
     teacher: TeacherTargets | None = None
 
 
@@ -95,7 +95,7 @@ class ModelOutput:
     atom_states:  atoms after each layer; unspecified where padded.
     """
 
-    prediction: Float[Tensor, batch]
+    prediction: Float[Tensor, "batch"]
     graph_states: tuple[Float[Tensor, "batch width"], ...]
     atom_states: tuple[Float[Tensor, "batch atoms width"], ...]
 
