@@ -22,7 +22,7 @@ _CHECKED = [
         for name in ("batches", "columns", "predictions", "prepare", "splits", "store", "targets")
     ),
 ]
-install_import_hook(_CHECKED, "beartype.beartype").install()
+install_import_hook(_CHECKED, "beartype.beartype")
 
 import torch  # noqa: E402
 from rdkit import Chem  # noqa: E402

@@ -9,9 +9,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moldistill.core.errors import InputError
 
@@ -73,7 +74,7 @@ class ColumnWriter:
         self._stream = (folder / spec.file).open("wb")
         self._stream.write(_header(spec, 0))
 
-    def append(self, values: np.ndarray[Any, Any]) -> None:
+    def append(self, values: NDArray[Any]) -> None:
         """Write entries, converted to the column's dtype. Shape [entries, *spec.shape]."""
         assert values.shape[1:] == self.spec.shape, f"{self.spec.name}: {values.shape}"
         self._stream.write(np.ascontiguousarray(values, self.spec.dtype).tobytes())
@@ -87,7 +88,7 @@ class ColumnWriter:
         os.fsync(self._stream.fileno())
         self._stream.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ColumnWriter:
         return self
 
     def __exit__(
@@ -99,7 +100,7 @@ class ColumnWriter:
             self._stream.close()
 
 
-def open_column(folder: Path, spec: ColumnSpec) -> np.ndarray[Any, Any]:
+def open_column(folder: Path, spec: ColumnSpec) -> NDArray[Any]:
     """The column as a read-only memory map, its dtype and shape checked. Raises InputError where they are wrong."""
     path = folder / spec.file
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moldistill.core.artifacts import atomic_path
 from moldistill.core.errors import InputError, RunError
@@ -36,7 +37,7 @@ class Predictions:
             np.savez(stream, row=self.row, y_pred=self.y_pred, flag=self.flag)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> Predictions:
         """Read and check a file of predictions. Raises InputError where it is missing, damaged or not as promised."""
         if not path.is_file():
             raise InputError(f"{path} does not exist", expected="a file of predictions", remedy="check the path")
@@ -56,7 +57,7 @@ class Predictions:
         return cls(**columns)
 
 
-def _problem(columns: dict[str, np.ndarray[Any, Any]]) -> str | None:
+def _problem(columns: dict[str, NDArray[Any]]) -> str | None:
     """What is wrong with the columns, or None."""
     for name, dtype in _DTYPES.items():
         column = columns[name]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moldistill.core.artifacts import Manifest, read_manifest
 from moldistill.core.errors import InputError
@@ -69,7 +70,7 @@ class Store:
     smiles_bytes: UInt8[np.ndarray, " bytes"]
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path) -> Store:
         """Map the columns of a finished store.
 
         Raises InputError for a folder that is no store, unfinished, cut short, or made with another schema or
@@ -156,7 +157,7 @@ def _check_versions(path: Path, manifest: Manifest) -> None:
         raise InputError(f"{path} lacks columns", got=", ".join(missing), remedy="prepare it again")
 
 
-def _check_lengths(path: Path, columns: dict[str, np.ndarray[Any, Any]]) -> None:
+def _check_lengths(path: Path, columns: dict[str, NDArray[Any]]) -> None:
     rows = len(columns["row"])
     expected = {"row": rows, "row + 1": rows + 1}
     for per in ("atom", "bond", "path", "hydrogen"):
@@ -172,5 +173,5 @@ def _check_lengths(path: Path, columns: dict[str, np.ndarray[Any, Any]]) -> None
             )
 
 
-def _last(offsets: np.ndarray[Any, Any]) -> int:
+def _last(offsets: NDArray[Any]) -> int:
     return int(offsets[-1]) if len(offsets) else -1
