@@ -96,6 +96,8 @@ def make_run(
         "parameters": 12_345,
         "store": store.identity,
         "store_path": str(store.path),
+        "scale": {"mean": 5.0, "std": 1.2, "median": 5.0},
+        "largest_training_molecule": 19,
         "split_hash": store.split_hash,
         "vocabulary": vocabulary_hash(),
         "seconds": 12.5,
@@ -132,9 +134,10 @@ def make_study(folder: Path, store: Store, trials: Sequence[Mapping[str, Any]]) 
             (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve(value, epochs)))
         params = trial.get("params", {"optimizer.learning_rate": 1e-3 * (1 + number)})
         shown = None if trial["state"] == "failed" else value
-        table.append({"number": number, "state": trial["state"], "value": shown, "params": params, "epochs": epochs})
+        row = {"number": number, "state": trial["state"], "value": shown, "parameters": params, "epochs": epochs}
+        table.append(row | {"folder": f"trials/{number:04d}", "reason": trial.get("reason")})
     best = min((t for t in table if t["state"] == "complete"), key=lambda t: t["value"], default=None)
     (folder / "space.yaml").write_text("objective: valid_mae\nsearch:\n  trials: 8\n")
-    facts = {"trials": table, "best": best["number"] if best else None, "objective": "valid_mae"}
+    facts = {"trials": table, "best": best, "metric": "valid_mae", "direction": "minimize", "seconds": 61.0}
     write_manifest(folder, "study", files=["space.yaml"], inputs={"store": store.identity}, facts=facts)
     return folder

@@ -19,6 +19,7 @@ from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
 from moldistill.delivery.members import SPLITS, Candidate, Rows, find_candidates, load_predictions, open_store
 from moldistill.delivery.selection import Floats, Score, bootstrap_means, greedy_weights, halves
+from moldistill.training.evaluate import target_scale
 
 MIN_ROWS = 20
 """Fewest labelled validation rows that can be halved with any meaning."""
@@ -234,7 +235,7 @@ def _training(store: Store) -> tuple[float, tuple[float, float], tuple[int, int]
     target = target[np.isfinite(target)]
     sizes = store.size(store.usable(rows))
     limits = (float(target.min()), float(target.max()))
-    return float(np.median(target)), limits, (int(sizes.min()), int(sizes.max()))
+    return target_scale(store).median, limits, (int(sizes.min()), int(sizes.max()))
 
 
 def _combine(candidates: Sequence[Candidate], weights: Floats, store: Store, folder: Path) -> list[str]:

@@ -29,11 +29,6 @@ class Candidate:
     manifest: Manifest
 
 
-def trial_folder(study: Path, number: int) -> Path:
-    """Run folder of a trial of a study."""
-    return study / "trials" / f"{number:04d}"
-
-
 def find_candidates(sources: Sequence[Path]) -> list[Candidate]:
     """The finished student runs among run folders and the completed trials of study folders, each once.
 
@@ -66,8 +61,8 @@ def find_candidates(sources: Sequence[Path]) -> list[Candidate]:
 
 
 def _completed(study: Path, manifest: Manifest) -> list[Candidate]:
-    numbers = [int(trial["number"]) for trial in manifest.facts["trials"] if trial["state"] == "complete"]
-    runs = [(path, read_manifest(path, "run")) for path in (trial_folder(study, number) for number in sorted(numbers))]
+    folders = [study / trial["folder"] for trial in manifest.facts["trials"] if trial["state"] == "complete"]
+    runs = [(path, read_manifest(path, "run")) for path in folders]
     for path, run in runs:
         _refuse_teacher(path, run)
     return [Candidate(path, run) for path, run in runs]
