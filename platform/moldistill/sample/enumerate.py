@@ -28,7 +28,7 @@ from rdkit import Chem, rdBase
 from moldistill.core.artifacts import write_text
 from moldistill.core.progress import log
 from moldistill.core.seeds import generator
-from moldistill.sample.fragments import AROMATIC_RINGS, CHAINS, ENDS, OTHER_RINGS, ZWITTERIONS
+from moldistill.sample.fragments import AROMATIC_RINGS, CHAINS, ENDS, OTHER_RINGS, PLAIN_CHAINS, ZWITTERIONS
 
 SPLIT_SIZES = {"train": 2200, "valid": 400, "test-dev": 150, "test-challenge": 150}
 SMALLEST, TRAIN_LARGEST, LARGEST = 4, 20, 30
@@ -39,7 +39,7 @@ STEREO_SHARE = 0.6
 RANDOM_ORDER_SHARE = 0.5
 CARBON_CHAINS = tuple(chain for chain in CHAINS if chain.startswith("*C"))
 STARTS = ((AROMATIC_RINGS, 0.73), (OTHER_RINGS, 0.16), (CARBON_CHAINS, 0.09), (ZWITTERIONS, 0.02))
-PARTS = ((AROMATIC_RINGS, 0.15), (OTHER_RINGS, 0.10), (CHAINS, 0.40), (ENDS, 0.35))
+PARTS = ((AROMATIC_RINGS, 0.12), (OTHER_RINGS, 0.08), (CHAINS, 0.25), (PLAIN_CHAINS, 0.25), (ENDS, 0.30))
 MAX_HALOGENS = 4
 
 
