@@ -113,7 +113,14 @@ def curve(final: float, epochs: int, *, start: float = 1.2) -> list[dict[str, fl
     share = np.linspace(0, 1, epochs)
     values = final + (start - final) * (1 - share) ** 2
     return [
-        {"epoch": epoch, "train_loss": value * 0.8, "valid_mae": value, "valid_3d_mae": value * 0.95}
+        {
+            "epoch": epoch,
+            "train_loss": value * 0.8,
+            "valid_mae": value,
+            "valid_3d_mae": value * 0.95,
+            "share_label": 0.7,
+            "share_atom": 0.3,
+        }
         for epoch, value in enumerate(map(float, values), 1)
     ]
 

@@ -11,6 +11,8 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from moldistill.search.compile import quiet_optuna
+
 MIN_TRIALS = 8
 """Fewest finished trials for which an importance is told at all."""
 
@@ -45,7 +47,7 @@ def parameter_importance(trials: Finished) -> tuple[list[tuple[str, float]], str
 def _fanova(trials: Finished, names: Sequence[str]) -> list[tuple[str, float]]:
     """Importances by Optuna's fANOVA on a study rebuilt from the table."""
     distributions = {name: _distribution([params[name] for params, _ in trials]) for name in names}
-    with warnings.catch_warnings():
+    with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study = optuna.study.create_study(storage=optuna.storages.InMemoryStorage())
         for params, value in trials:

@@ -97,16 +97,30 @@ def history(numbers: Sequence[int], values: Sequence[float | None], states: Sequ
             axes.plot(
                 steps, [*best, best[-1]], drawstyle="steps-post", color=SECOND, label="best so far", linewidth=1.6
             )
-        _robust_top(axes, [v for v in values if v is not None])
+        hidden = _robust_top(axes, [v for v in values if v is not None])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
         title, count = "Search history", states.count("pruned")
-        caption = f"Last reported {objective} of each of {len(numbers)} trials; {count} stopped early (crosses)."
+        above = f" {hidden} lie above the scale." if hidden else ""
+        caption = f"Last {objective} of each of {len(numbers)} trials; {count} stopped early (crosses).{above}"
         return Figure(title, caption, _svg(canvas, "history", title, caption))
 
 
 def learning_curves(lines: Sequence[Line], quantity: str, *, name: str = "curves") -> Figure:
-    """MAE against epoch: the best in colour, stopped ones faint and dashed."""
+    """MAE (eV) against epoch: the best in colour, stopped ones faint and dashed."""
+    title = "Learning curves" if name == "curves" else f"{quantity} by epoch"
+    return _curves(lines, f"{quantity} (eV)", name, title, f"{quantity} after each epoch; lower is better.")
+
+
+def gradient_shares(lines: Sequence[Line]) -> Figure:
+    """Share of each loss term in the gradient's norm against epoch."""
+    caption = (
+        "Share of each loss term in the norm of the gradient: a term near 0 does nothing, one near 1 drowns the label."
+    )
+    return _curves(lines, "share of the gradient", "shares", "What drives the student", caption)
+
+
+def _curves(lines: Sequence[Line], y: str, name: str, title: str, caption: str) -> Figure:
     looks = {
         "best": (FIRST, 2.0, 1.0, "-", "best trial"),
         "complete": (THIRD, 1.0, 0.55, "-", "completed"),
@@ -115,7 +129,7 @@ def learning_curves(lines: Sequence[Line], quantity: str, *, name: str = "curves
     }
     others = iter([(FIRST, "-"), (SECOND, "-"), (THIRD, "--"), (MUTED, "--")])
     with rc_context(_STYLE):
-        canvas, axes = _axes("epoch", f"{quantity} (eV)")
+        canvas, axes = _axes("epoch", y)
         told: set[str] = set()
         for line in sorted(lines, key=lambda line: line.kind == "best"):
             if line.kind in looks:
@@ -133,8 +147,6 @@ def learning_curves(lines: Sequence[Line], quantity: str, *, name: str = "curves
         _robust_top(axes, [float(value) for line in lines for value in line.values])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
-        title = "Learning curves"
-        caption = f"{quantity} after each epoch. Lower is better."
         return Figure(title, caption, _svg(canvas, name, title, caption))
 
 
@@ -207,14 +219,16 @@ def _legend(axes: Axes) -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0, handlelength=1.6)
 
 
-def _robust_top(axes: Axes, values: Sequence[float]) -> None:
-    """Keep a few diverged values from flattening the rest."""
+def _robust_top(axes: Axes, values: Sequence[float]) -> int:
+    """Keep a few diverged values from flattening the rest; how many are cut off."""
     finite = np.array([value for value in values if np.isfinite(value)])
     if len(finite) > 3:
-        low, middle, high = np.quantile(finite, [0.0, 0.5, 0.95])
-        top = max(high, middle + 1.5 * (middle - low))
+        low, middle, high = np.quantile(finite, [0.0, 0.5, 0.9])
+        top = high + 2.0 * (middle - low)
         if finite.max() > top > low:
-            axes.set_ylim(top=top + 0.05 * (top - low))
+            axes.set_ylim(top=top)
+            return int(np.count_nonzero(finite > top))
+    return 0
 
 
 def _svg(canvas: Canvas, name: str, title: str, description: str) -> str:

@@ -25,6 +25,10 @@ from moldistill.delivery.tables import Table, interval, number
 __all__ = ["ReportInputs", "report"]
 
 
+METRICS = {"valid_3d_mae": "MAE on valid-3d", "valid_mae": "MAE on valid"}
+"""Names for people of what runs report."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """A figure in the head of the page."""
@@ -77,11 +81,17 @@ def _template() -> Template:
 
 
 def _title(data: ReportData) -> str:
+    """What the page is about, with the folder's name where that says more."""
     if data.ensemble_path is not None:
-        return f"Ensemble {data.ensemble_path.absolute().name}"
-    if data.study is not None:
-        return f"Study {data.study.path.absolute().name}"
-    return f"Run {data.runs[0].path.absolute().name}" if data.runs else "Report"
+        kind, path = "Ensemble", data.ensemble_path
+    elif data.study is not None:
+        kind, path = "Study", data.study.path
+    elif data.runs:
+        kind, path = f"{data.runs[-1].role.capitalize()} run", data.runs[-1].path
+    else:
+        return "Nothing to report"
+    name = path.absolute().name
+    return kind if name.lower() in kind.lower() else f"{kind} {name}"
 
 
 def _strong(text: str) -> str:
@@ -102,9 +112,10 @@ def _sentence(data: ReportData) -> str:
     if run is None:
         trials = len(data.study.trials) if data.study else 0
         return f"None of the {trials} trials came to an end: there is no result to report."
-    score = tables.run_score(run, data, tables.scoring_rows(data)) if run.role == "student" else None
-    if score is not None:
-        count = len(tables.scoring_rows(data) if data.store is not None else ())  # type: ignore[arg-type]
+    rows = tables.scoring_rows(data)
+    score = tables.run_score(run, data, rows) if run.role == "student" else None
+    if score is not None and rows is not None:
+        count = len(rows)
         reached = f"reaches {_strong(f'{score.value:.4f} eV')} mean absolute error (95% interval {score.low:.4f} to "
         reached += f"{score.high:.4f}) on {count:,} validation molecules"
     else:
@@ -134,7 +145,7 @@ def _tiles(data: ReportData) -> list[Tile]:
             found.append(Tile(stage.name, f"{value:.4f}", f"eV on {split}"))
     if data.study is not None and data.ensemble is None:
         stopped = sum(trial.state == "pruned" for trial in data.study.trials)
-        found.append(Tile("Trials", str(len(data.study.trials)), f"{stopped} stopped early"))
+        found.insert(0, Tile("Trials", str(len(data.study.trials)), f"{stopped} stopped early"))
     return found
 
 
@@ -183,18 +194,18 @@ def _ensemble_section(data: ReportData) -> Section | None:
 
 
 def _study_section(study: StudyView) -> Section:
-    trials = study.trials
+    trials, what = study.trials, METRICS.get(study.objective, study.objective)
     figures = []
     if any(trial.value is not None for trial in trials):
         columns = ([t.number for t in trials], [t.value for t in trials], [t.state for t in trials])
-        figures.append(plots.history(*columns, study.objective))
+        figures.append(plots.history(*columns, what))
     lines = []
     for trial in trials:
         kind = "best" if trial.number == study.best else trial.state
         if line := _line(trial.curve, study.objective, f"trial {trial.number}", kind):
             lines.append(line)
     if lines:
-        figures.append(plots.learning_curves(lines, study.objective))
+        figures.append(plots.learning_curves(lines, what))
     finished = [(t.params, t.value) for t in trials if t.state == "complete" and t.value is not None]
     if found := parameter_importance(finished):
         figures.append(plots.importance(*found))
@@ -215,13 +226,19 @@ def _run_section(data: ReportData) -> Section | None:
     if not data.runs:
         return None
     figures = []
-    names = {"teacher": "teacher", "student": "student alone", "distilled": "distilled student"}
+    best = "best trial" if data.study is not None else "distilled student"
+    names = {"teacher": "teacher", "student": "student alone", "distilled": best}
     slots = [(names[slot], getattr(data, slot)) for slot in names if getattr(data, slot) is not None]
-    for key, what in (("valid_3d_mae", "MAE on valid-3d"), ("valid_mae", "MAE on valid")):
+    for key, what in METRICS.items():
         found = [_line(run.curve, key, name, "other") for name, run in slots]
         lines = [line for line in found if line is not None]
         if lines:
             figures.append(plots.learning_curves(lines, what, name=key.replace("_", "-")))
+    if data.distilled is not None:
+        terms = [key for key in (data.distilled.curve[-1] if data.distilled.curve else {}) if key.startswith("share_")]
+        found = [_line(data.distilled.curve, term, term.removeprefix("share_"), "other") for term in terms]
+        if any(found):
+            figures.append(plots.gradient_shares([line for line in found if line is not None]))
     if data.validation is None:
         figures += _error_figures(data)
     texts = tuple((f"Settings of the {name}", dump_yaml(dict(run.settings))) for name, run in slots)

@@ -189,7 +189,8 @@ def data_facts(data: ReportData) -> list[tuple[str, str]]:
         flagged = int(np.count_nonzero(data.store.flag))
         facts.append(("Flagged rows", f"{flagged:,} of {len(data.store):,}"))
         facts.append(("Store", data.store.identity))
-    for name, run in (("Teacher", data.teacher), ("Student alone", data.student), ("Distilled", data.distilled)):
+    best = "Best trial" if data.study is not None else "Distilled student"
+    for name, run in (("Teacher", data.teacher), ("Student alone", data.student), (best, data.distilled)):
         if run is not None:
             facts.append((name, run_text(run)))
     if data.study is not None:
