@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from moldistill.core.records import Batch, Molecules, TeacherTargets
 from moldistill.core.seeds import generator
@@ -26,7 +27,7 @@ AHEAD = 2
 
 def batch_plan(
     sizes: Int[np.ndarray, " rows"], batch_size: int, *, seed: int, epoch: int, shuffle: bool
-) -> list[Int[np.ndarray, " batch"]]:
+) -> list[NDArray[np.int64]]:
     """Batches of molecules of like size: indices into `sizes`, each exactly once.
 
     shuffle: rows fall into pools at random, pools are sorted by size (ties at random) and cut, and the batches come in
@@ -38,7 +39,7 @@ def batch_plan(
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     random = generator(seed, "batch_plan", epoch)
     shuffled = random.permutation(len(sizes))
-    batches: list[Int[np.ndarray, " batch"]] = []
+    batches: list[NDArray[np.int64]] = []
     for begin in range(0, len(shuffled), POOL * batch_size):
         pool = shuffled[begin : begin + POOL * batch_size]
         pool = pool[np.argsort(sizes[pool], kind="stable")]
@@ -113,9 +114,7 @@ def epoch_batches(
     return _prefetch(lambda shard: collate(store, shard, targets), shards)
 
 
-def _prefetch(
-    make: Callable[[Int[np.ndarray, " batch"]], Batch], shards: Sequence[Int[np.ndarray, " batch"]]
-) -> Iterator[Batch]:
+def _prefetch(make: Callable[[NDArray[np.int64]], Batch], shards: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
     """Results of `make`, computed AHEAD of their use in one thread, whose exceptions are raised here."""
     ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
     stop = threading.Event()

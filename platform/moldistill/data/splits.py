@@ -46,16 +46,24 @@ def sample_rows(split: Int[np.ndarray, " rows"], limit: int | None, seed: int) -
     rows = len(split)
     if limit is None or limit >= rows:
         return np.arange(rows)
-    chosen = []
-    for code in np.unique(split):
-        members = np.flatnonzero(split == code)
-        count = max(int(limit * len(members) / rows), min(MIN_PER_SPLIT, len(members)))
-        chosen.append(generator(seed, "sample_rows", int(code)).choice(members, count, replace=False))
-    excess = sum(map(len, chosen)) - limit
-    largest = max(range(len(chosen)), key=lambda index: len(chosen[index]))
-    if 0 < excess <= len(chosen[largest]) - MIN_PER_SPLIT:
-        chosen[largest] = chosen[largest][excess:]
+    codes, sizes = np.unique(split, return_counts=True)
+    counts = np.maximum(_proportional(sizes, limit), np.minimum(sizes, MIN_PER_SPLIT))
+    # What the small splits got in excess, the largest one gives, as far as it can.
+    largest = int(np.argmax(counts))
+    counts[largest] = max(counts[largest] - max(counts.sum() - limit, 0), min(MIN_PER_SPLIT, sizes[largest]))
+    chosen = [
+        generator(seed, "sample_rows", int(code)).choice(np.flatnonzero(split == code), count, replace=False)
+        for code, count in zip(codes, counts.tolist(), strict=True)
+    ]
     return np.sort(np.concatenate(chosen))
+
+
+def _proportional(sizes: Int[np.ndarray, " groups"], total: int) -> Int[np.ndarray, " groups"]:
+    """Whole shares of `total` in proportion to `sizes`, by largest remainders."""
+    shares = total * sizes / sizes.sum()
+    counts: Int[np.ndarray, " groups"] = shares.astype(np.int64)
+    counts[np.argsort(counts - shares, kind="stable")[: total - counts.sum()]] += 1
+    return counts
 
 
 def mark_valid_3d(
