@@ -194,17 +194,7 @@ def _summary(
     ours = np.abs(weights @ predictions[:, scored] - target[scored])
     single = errors[best, scored]
     score, best_score, difference = bootstrap_means(np.stack([ours, single, ours - single]), seed)
-    members = [
-        Member(
-            path=str(item.path),
-            identity=item.manifest.identity,
-            weight=float(weights[place]),
-            chosen_on=float(on_chosen[place]),
-            scored_on=float(on_scored[place]),
-            parameters=int(item.manifest.facts.get("parameters", 0)),
-        )
-        for place, item in enumerate(candidates)
-    ]
+    members = _members(candidates, weights, on_chosen, on_scored)
     median, limits, sizes = _training(store)
     return EnsembleSummary(
         seed=seed,
@@ -226,6 +216,21 @@ def _summary(
         members=tuple(sorted((item for item in members if item.weight > 0), key=lambda item: -item.weight)),
         passed_over=tuple(item for item in members if item.weight == 0),
     )
+
+
+def _members(candidates: Sequence[Candidate], weights: Floats, on_chosen: Floats, on_scored: Floats) -> list[Member]:
+    """Every candidate with its weight and its MAE on both halves."""
+    return [
+        Member(
+            path=str(item.path),
+            identity=item.manifest.identity,
+            weight=float(weights[place]),
+            chosen_on=float(on_chosen[place]),
+            scored_on=float(on_scored[place]),
+            parameters=int(item.manifest.facts.get("parameters", 0)),
+        )
+        for place, item in enumerate(candidates)
+    ]
 
 
 def _training(store: Store) -> tuple[float, tuple[float, float], tuple[int, int]]:

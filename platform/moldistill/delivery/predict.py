@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ def predict(model: Path, source: Path, out: Path, *, device: str = "auto", chunk
         for number, part in enumerate(_chunks(rows, chunk)):
             folder = Path(scratch) / str(number)
             lines, refused, outside = _predict_chunk(predictor, part, folder, summary.rows, where)
+            shutil.rmtree(folder)
             writer.writerows(lines)
             summary = PredictSummary(
                 summary.path,
