@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 PLAIN_INTERVAL = 10.0
 """Seconds between plain lines."""
 
 
+@runtime_checkable
 class Bar(Protocol):
     """Something that work is reported to."""
 

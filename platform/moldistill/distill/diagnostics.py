@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 DEAD = 1e-3
 DROWNED = 0.1
 
 
-def gradient_shares(terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, float]:
+def gradient_shares(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, float]:
     """Norm of each weighted term's gradient over the sum of these norms; they add up to 1 (all 0 where none moves)."""
     norms = {}
     for name, term in terms.items():

@@ -53,14 +53,21 @@ class _StateTerm(nn.Module):
             self.register_buffer(name, getattr(statistics, name), persistent=False)
 
     def pairs(
-        self, student: tuple[Tensor, ...], teacher: Float[Tensor, "layers *rest width"]
+        self,
+        student: tuple[Tensor, ...],
+        teacher: Float[Tensor, "layers *rest width"],
+        real: Bool[Tensor, "*rest"],
     ) -> list[tuple[Tensor, Tensor]]:
-        """Projected and normalized student and teacher states of each chosen layer."""
+        """Projected and normalized student and teacher states of each chosen layer, both 0 where not `real`.
+
+        Whatever stands there, even NaN, must not reach a distance: 0 times its derivative would still be NaN.
+        """
         statistics = StateStatistics(self.get_buffer("mean"), self.get_buffer("std"), self.get_buffer("whitening"))
         found = []
         for place, layer, project in zip(self.places, self.partners, self.projections, strict=True):
-            projected = project(student[layer - 1]).float()
-            found.append(normalize_states(self.settings.features, projected, teacher[place], statistics, place))
+            ours = project(torch.where(real[..., None], student[layer - 1], 0.0)).float()
+            theirs = torch.where(real[..., None], teacher[place], 0.0)
+            found.append(normalize_states(self.settings.features, ours, theirs, statistics, place))
         return found
 
     def gradient_norm(self, distance: Callable[[Tensor, Tensor], Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -88,13 +95,15 @@ class GraphTerm(_StateTerm):
 
     def forward(self, states: tuple[Tensor, ...], teacher: TeacherTargets) -> Float[Tensor, ""]:
         """The sum over this worker's molecules."""
-        per_layer = [self.distance(teacher.known, *pair) for pair in self.pairs(states, teacher.graph_states)]
+        per_layer = [
+            self.distance(teacher.known, *pair) for pair in self.pairs(states, teacher.graph_states, teacher.known)
+        ]
         return torch.where(teacher.known, torch.stack(per_layer).mean(0), 0.0).sum()
 
     def gradient(self, states: tuple[Tensor, ...], teacher: TeacherTargets) -> Float[Tensor, "known"]:
         """Gradient norm with respect to the projected state, of each known molecule."""
         with torch.no_grad():
-            pairs = self.pairs(states, teacher.graph_states)
+            pairs = self.pairs(states, teacher.graph_states, teacher.known)
         norms = self.gradient_norm(lambda ours, theirs: self.distance(teacher.known, ours, theirs), pairs)
         return norms[teacher.known]
 
@@ -120,8 +129,7 @@ class AtomTerm(_StateTerm):
     ) -> Float[Tensor, "batch"]:
         """mean_l Σ_i D of each molecule; padding and unknown molecules count nothing."""
         real = self._real(states[0], teacher, size)
-        per_layer = [self.distance(real, *pair) for pair in self.pairs(states, teacher.atom_states)]
-        # torch.where, not a product: padding may hold NaN, and 0 * NaN would poison the sum.
+        per_layer = [self.distance(real, *pair) for pair in self.pairs(states, teacher.atom_states, real)]
         return torch.where(real, torch.stack(per_layer).mean(0), 0.0).sum(-1)
 
     def forward(
@@ -153,7 +161,7 @@ class AtomTerm(_StateTerm):
         assert self.matcher is not None
         real = self._real(states[0], teacher, size)
         with torch.no_grad():
-            pairs = self.pairs(states, teacher.atom_states)
+            pairs = self.pairs(states, teacher.atom_states, real)
         norms = self.gradient_norm(lambda ours, theirs: self.distance(real, ours, theirs), pairs)
         local = torch.where(real, norms, 0.0).sum(-1)[teacher.known]
         self.matcher.observe(size[teacher.known], local, overall, reduce)

@@ -183,7 +183,7 @@ class Trainer:
         self.collective.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optimizer.clip_norm)
         if not bool(norm.isfinite()):
-            values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+            values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in terms.items())
             raise RunError(
                 f"training diverged at step {self.step} (epoch {self.epoch + 1})",
                 got=f"a gradient that is not finite; terms: {values}",
