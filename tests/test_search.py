@@ -256,9 +256,9 @@ def test_resume_after_the_driver_died(ray_cluster: None, store: Path, targets: s
         spec = TrialSpec(loaded.settings(values), store, out / "trials" / f"{trial.number:04d}")
 
         def until(report: EpochReport, trial: optuna.Trial = trial, epochs: int = epochs) -> None:
-            trial.report(report.metrics["valid_mae"], report.epoch)
             if report.epoch == epochs and epochs < EPOCHS:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt  # in the folder, and not yet in the storage
+            trial.report(report.metrics["valid_mae"], report.epoch)
 
         with contextlib.suppress(KeyboardInterrupt):
             fake_run(spec, report=until)

@@ -16,7 +16,8 @@ from moldistill.core.errors import InputError, RunError
 from moldistill.core.progress import Bar
 from moldistill.search.compile import DefineByRun, make_sampler, quiet_optuna
 from moldistill.search.schedulers import Scheduler
-from moldistill.search.study import STATES, TRIALS, Ledger
+from moldistill.search.space import Space
+from moldistill.search.study import STATES, TRIALS, Ledger, recorded_values
 from moldistill.search.trainable import Job, Runner
 from moldistill.trial.spec import TrialSpec
 
@@ -60,6 +61,11 @@ class LedgerSearch(OptunaSearch):
         self._best = min((row.value for row in rows if row.value is not None), default=math.inf)
         self.failure: RunError | None = None
 
+    @property
+    def space(self) -> Space:
+        """The space that is searched."""
+        return self._ledger.space
+
     def suggest(self, trial_id: str) -> Any:
         """The next trial's job. Tune's hook."""
         refusal: InputError | None = None
@@ -77,7 +83,7 @@ class LedgerSearch(OptunaSearch):
             folder = trial.user_attrs.get("folder") or f"{trial.number:04d}"
             trial.set_user_attr("parameters", values)
             trial.set_user_attr("folder", folder)
-            self._inherit(trial)
+            self._inherit(trial, folder)
             self._running[trial_id] = trial
             self._note()
             spec = TrialSpec(settings=settings, store=self._plan.store, out=self._ledger.out / TRIALS / folder)
@@ -85,11 +91,13 @@ class LedgerSearch(OptunaSearch):
         self.failure = RunError(f"{MAX_REFUSED} configurations in a row contradict themselves", got=refusal)
         return Searcher.FINISHED
 
-    def _inherit(self, trial: Trial) -> None:
-        """Give a continued trial the values that its predecessor reported."""
+    def _inherit(self, trial: Trial, folder: str) -> None:
+        """Give a continued trial the values of its predecessor, also those that reached the folder only."""
         earlier = trial.user_attrs.get("continues")
         if earlier is not None:
-            for epoch, value in self._study.get_trials(deepcopy=False)[earlier].intermediate_values.items():
+            told = self._study.get_trials(deepcopy=False)[earlier].intermediate_values
+            recorded = recorded_values(self._ledger.out / TRIALS / folder, self._objective)
+            for epoch, value in sorted((recorded | told).items()):
                 trial.report(value, epoch)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

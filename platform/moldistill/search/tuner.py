@@ -22,7 +22,7 @@ from moldistill.core.progress import log, progress
 from moldistill.search.checks import check_space
 from moldistill.search.explain import cluster_capacity, concurrency
 from moldistill.search.parse import Source, load_space
-from moldistill.search.schedulers import make_scheduler
+from moldistill.search.schedulers import Scheduler, make_scheduler
 from moldistill.search.searcher import LedgerSearch, Plan
 from moldistill.search.space import Space
 from moldistill.search.study import JOURNAL, SPACE, TRIALS, Ledger, StudySummary, write_study
@@ -158,35 +158,45 @@ def _run(ledger: Ledger, plan: Plan, concurrent: int) -> None:
     try:
         with progress(f"search {out.name}", total=left) as bar, _quiet_tune():
             searcher = LedgerSearch(ledger, plan, scheduler, bar)
-            tuner = tune.Tuner(
-                tune.with_resources(TrialActor, {"cpu": space.resources.cpus, "gpu": space.resources.gpus}),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=scheduler,
-                    num_samples=left,
-                    max_concurrent_trials=concurrent,
-                    reuse_actors=True,
-                    trial_name_creator=_trial_name,
-                    trial_dirname_creator=_trial_name,
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=str(scratch),
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=1),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs keep their own
-                ),
-            )
-            tuner.fit()
+            _make_tuner(searcher, scheduler, left, concurrent, scratch).fit()
     except KeyboardInterrupt:
         log(f"interrupted; continue with --resume --out {out}")
         raise
+    except tune.TuneError as error:
+        raise RunError(
+            "Ray Tune gave up", got=str(error).strip().splitlines()[-1], remedy=f"continue with --resume --out {out}"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if searcher.failure is not None:
         raise searcher.failure
     if ledger.trials(TrialState.RUNNING):
         raise RunError("Ray Tune ended before the search did", remedy=f"continue with --resume --out {out}")
+
+
+def _make_tuner(
+    searcher: LedgerSearch, scheduler: Scheduler, trials: int, concurrent: int, scratch: Path
+) -> tune.Tuner:
+    resources = searcher.space.resources
+    return tune.Tuner(
+        tune.with_resources(TrialActor, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=trials,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs keep their own
+        ),
+    )
 
 
 def _trial_name(trial: Any) -> str:
