@@ -161,13 +161,13 @@ def test_labels_of_the_scoring_half_and_of_tests_choose_nothing(tmp_path: Path) 
     assert summaries[0].score.value != summaries[1].score.value
 
 
-def test_a_study_gives_its_completed_trials(tmp_path: Path, store: Store) -> None:
+def test_a_study_gives_its_trials_that_did_not_fail(tmp_path: Path, store: Store) -> None:
     states = ["complete", "pruned", "complete", "failed", "complete"]
     study = make_study(tmp_path / "study", store, [{"state": state} for state in states])
     extra = make_run(tmp_path / "run", store, predicted(store, noise=0.3, seed=50))
     summary = ensemble([study, extra, study / "trials" / "0002"], tmp_path / "out")
     paths = {member.path for member in (*summary.members, *summary.passed_over)}
-    assert paths == {str(study / "trials" / name) for name in ("0000", "0002", "0004")} | {str(extra)}
+    assert paths == {str(study / "trials" / name) for name in ("0000", "0001", "0002", "0004")} | {str(extra)}
 
 
 @pytest.mark.parametrize(

@@ -96,12 +96,6 @@ def test_implausible_numbers_are_refused_and_nothing_is_written(tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_split_in_another_order_is_refused(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "store", split_order="shuffled")
-    with pytest.raises(InputError, match="'order' of test-dev"):
-        submission(make_ensemble(tmp_path, store), store.path, tmp_path / "out")
-
-
 def test_another_store_a_store_without_tests_and_a_used_folder_are_refused(tmp_path: Path, store: Store) -> None:
     made = make_ensemble(tmp_path, store)
     with pytest.raises(InputError, match="was not made from"):

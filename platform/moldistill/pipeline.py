@@ -89,18 +89,21 @@ class _Stages:
         key = hash_object([name, __version__, depends])
         record = self.records.get(name, {})
         known = record.get("key") == key
-        if known and record.get("identity") and _identity(folder) == record["identity"]:
+        stands = _identity(folder)
+        if known and stands is not None and record.get("identity", stands) == stands:
             self.skipped.append(name)
             log(f"{name}: unchanged, skipped")
-            return str(record["identity"])
-        if folder.exists() and not known:
+            self._remember(name, record | {"identity": stands})
+            return stands
+        unfinished = known and "identity" not in record
+        if folder.exists() and not unfinished:
             shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
         self._remember(name, {"key": key})
         log(f"{name} …")
         start = time.monotonic()
         if ray:
             self.stack.enter_context(cluster())
-        make(folder, known)
+        make(folder, unfinished)
         self.ran[name] = time.monotonic() - start
         identity = _identity(folder)
         assert identity is not None

@@ -206,7 +206,7 @@ def read_splits(path: Path, rows: int) -> NDArray[np.int8]:
     """Index into SPLITS of each of `rows` rows (-1: in no split), from a `split_dict.pt`.
 
     The file holds pickled numpy arrays: only numpy's own types are allowed while it is read. Raises InputError where it
-    is something else, points past the last row, names a row twice, or its training rows do not ascend.
+    is something else, points past the last row, names a row twice, or its training or test rows do not ascend.
     """
     split = np.full(rows, -1, np.int8)
     for name, indices in _load_splits(path).items():
@@ -219,9 +219,10 @@ def read_splits(path: Path, rows: int) -> NDArray[np.int8]:
             )
         if np.any(split[indices] >= 0) or len(np.unique(indices)) != len(indices):
             raise InputError(f"{path}: split {name} holds rows that are already in a split", expected="each row once")
-        if name == "train" and np.any(np.diff(indices) < 0):
+        if name != "valid" and np.any(np.diff(indices) < 0):
+            follows = "SDF records" if name == "train" else "the rows of a submission"
             raise InputError(
-                f"{path}: the training rows do not ascend", remedy="sort them: SDF records follow their order"
+                f"{path}: the rows of {name} do not ascend", remedy=f"sort them: {follows} follow their order"
             )
         split[indices] = SOURCE_SPLITS.index(name)
     return split

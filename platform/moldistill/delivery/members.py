@@ -30,7 +30,7 @@ class Candidate:
 
 
 def find_candidates(sources: Sequence[Path]) -> list[Candidate]:
-    """The finished student runs among run folders and the completed trials of study folders, each once.
+    """The finished student runs among run folders and the trials of study folders that did not fail, each once.
 
     Raises InputError where a folder is neither, a single run is a teacher, or nothing is left.
     """
@@ -42,7 +42,7 @@ def find_candidates(sources: Sequence[Path]) -> list[Candidate]:
             _refuse_teacher(path, manifest)
             found[path.resolve()] = Candidate(path, manifest)
         elif manifest.kind == "study":
-            for candidate in _completed(path, manifest):
+            for candidate in _trials(path, manifest):
                 found[candidate.path.resolve()] = candidate
         else:
             raise InputError(
@@ -54,14 +54,15 @@ def find_candidates(sources: Sequence[Path]) -> list[Candidate]:
     if not found:
         raise InputError(
             "no member can be taken from " + (", ".join(map(str, sources)) or "nothing"),
-            expected="at least one completed trial or finished run of a student",
+            expected="at least one trial that did not fail, or a finished run of a student",
             remedy="search with more trials, or name a run folder",
         )
     return list(found.values())
 
 
-def _completed(study: Path, manifest: Manifest) -> list[Candidate]:
-    folders = [study / trial["folder"] for trial in manifest.facts["trials"] if trial["state"] == "complete"]
+def _trials(study: Path, manifest: Manifest) -> list[Candidate]:
+    """Complete trials, and those that the scheduler stopped: they have predictions, too, and the selection judges."""
+    folders = [study / trial["folder"] for trial in manifest.facts["trials"] if trial["state"] != "failed"]
     runs = [(path, read_manifest(path, "run")) for path in folders]
     for path, run in runs:
         _refuse_teacher(path, run)

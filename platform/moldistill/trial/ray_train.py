@@ -9,17 +9,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from moldistill.core.artifacts import hash_object
+from moldistill.core.artifacts import hash_object, read_json, write_json
 from moldistill.core.cluster import cluster
-from moldistill.core.errors import MoldistillError, RunError
+from moldistill.core.errors import InputError, MoldistillError, RunError
 from moldistill.core.progress import log, progress
 from moldistill.trial.folder import claim_folder, read_metrics
-from moldistill.trial.run import choose_device, run_trial
+from moldistill.trial.run import check_run, choose_device, run_trial
 from moldistill.trial.spec import RunResult, TrialSpec
 
 POLL_SECONDS = 0.5
+FAILURE = "failure.json"
 
 
 def train_under_ray(spec: TrialSpec, title: str = "training") -> RunResult:
@@ -27,8 +29,8 @@ def train_under_ray(spec: TrialSpec, title: str = "training") -> RunResult:
 
     The run folder must lie where all workers see it. Joins Ray where it is up, else starts it for this run.
     """
+    check_run(spec)
     claim_folder(spec.out, spec.resume)
-    choose_device(spec.settings)
     worker_spec = replace(spec, resume=True)  # the folder is claimed: a restarted worker goes on from its checkpoint
     with cluster(), _watch(spec, title):
         _fit(worker_spec)
@@ -60,23 +62,24 @@ def _fit(spec: TrialSpec) -> None:
                 failure_config=FailureConfig(max_failures=training.max_failures),
             ),
         )
+        (spec.out / FAILURE).unlink(missing_ok=True)
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise _own_error(error) from None
+            failures = list(getattr(error, "worker_failures", {}).values())
+            words = str(failures[0] if failures else error).strip().splitlines()
+            raise RunError("training failed in a worker", got=words[-1] if words else error) from None
+        _raise_failure(spec.out)
 
 
-def _own_error(error: Any) -> MoldistillError:
-    """Our error that a worker raised, or one that carries the worker's own words."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures:
-        cause = failure
-        while cause is not None:
-            if isinstance(cause, MoldistillError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    words = str(failures[0] if failures else error).strip().splitlines()
-    return RunError("training failed in a worker", got=words[-1] if words else error, remedy="see Ray's logs")
+def _raise_failure(run: Path) -> None:
+    """Raise the error that a worker left in the run folder, if there is one."""
+    path = run / FAILURE
+    if path.is_file():
+        said = read_json(path)
+        path.unlink()
+        kind = InputError if said["exit_code"] == InputError.exit_code else RunError
+        raise kind(said["what"], got=said["got"], expected=said["expected"], remedy=said["remedy"])
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -93,7 +96,12 @@ def _worker(config: dict[str, Any]) -> None:
         ray.train.report(state.metrics)  # all ranks must call it
 
     spec: TrialSpec = config["spec"]
-    run_trial(spec, report=report, collective=collective)
+    try:
+        run_trial(spec, report=report, collective=collective)
+    except MoldistillError as error:
+        # Ray Train would start the worker anew. What is wrong with input or settings stays wrong: the driver raises it.
+        parts = {name: getattr(error, name) for name in ("what", "got", "expected", "remedy", "exit_code")}
+        write_json(spec.out / FAILURE, parts)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from moldistill.distill.diagnostics import warnings_for
 from moldistill.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, save_weights
 from moldistill.training.collective import ALONE, Collective
 from moldistill.training.evaluate import predict_split
-from moldistill.training.loop import EpochReport, Trainer
+from moldistill.training.loop import EpochReport, Trainer, training_rows
 from moldistill.trial.boards import Board
 from moldistill.trial.folder import (
     PREDICTIONS,
@@ -74,6 +74,13 @@ def open_targets(settings: RunSettings, store: Store) -> TargetStore | None:
             remedy="run `moldistill cache` with this store",
         )
     return targets
+
+
+def check_run(spec: TrialSpec) -> None:
+    """Raise InputError for what can be known to be wrong before a worker is started: device, store, targets, rows."""
+    choose_device(spec.settings)
+    store = Store.open(spec.store)
+    training_rows(spec.settings, store, open_targets(spec.settings, store))
 
 
 def make_trainer(spec: TrialSpec, collective: Collective = ALONE) -> Trainer:
@@ -176,6 +183,7 @@ def _facts(trainer: Trainer, spec: TrialSpec) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "scale": asdict(trainer.scale),
         "store": trainer.store.identity,
+        "store_path": str(trainer.store.path),
         "split_hash": trainer.store.split_hash,
         "vocabulary": vocabulary_hash(),
         "training_rows": len(trainer.rows),
