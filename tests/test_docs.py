@@ -1,0 +1,91 @@
+"""What the documents say is so: commands parse, YAML loads, links and named places exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from moldistill.cli import app
+from moldistill.core.config import load_run, preset_names
+from moldistill.core.yaml_file import parse_yaml
+from moldistill.search.parse import load_space, space_names
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "platform" / "ARCHITECTURE.md", ROOT / "k8s" / "README.md"]
+DOCUMENTS += [ROOT / "search_spaces" / "README.md"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+VERBS = typer.main.get_command(app)
+
+
+def commands() -> list[str]:
+    found = []
+    for path in DOCUMENTS:
+        for block in re.findall(r"```(?:bash)?\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+            found += [line for line in block.splitlines() if line.startswith("moldistill ")]
+    return [re.split(r"\s{3,}|…", line)[0] if "…" in line or "  " in line.strip() else line for line in found]
+
+
+def blocks(path: Path) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_parses(command: str) -> None:
+    """By the real command line's parser: the verb exists, every option is known, nothing is missing."""
+    _, verb, *arguments = shlex.split(command.replace("search_spaces/smoke.yaml  ", "search_spaces/smoke.yaml "))
+    known = VERBS.commands  # type: ignore[attr-defined]
+    assert verb in known
+    known[verb].make_context(verb, arguments, resilient_parsing=False)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) >= 15
+    assert {command.split()[1] for command in commands()} >= {"prepare", "train", "search", "ensemble", "submit"}
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", ROOT / "search_spaces" / "README.md"], ids=lambda path: path.parent.name
+)
+def test_every_space_in_the_documents_loads(path: Path) -> None:
+    found = [parse_yaml(text, path.name) for text in blocks(path)]
+    assert found
+    for mapping in found:
+        space = load_space(mapping, targets="targets")
+        assert space.budget.trials > 0
+
+
+def test_the_own_search_is_ten_lines() -> None:
+    lines = [line for line in blocks(ROOT / "README.md")[0].splitlines() if not line.startswith("#")]
+    assert len(lines) <= 10
+
+
+def test_presets_and_spaces_are_all_named() -> None:
+    for name in preset_names():
+        assert f"`{name}`" in README
+        load_run(name)
+    for name in space_names():
+        assert f"`{name}`" in README
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+def test_the_rooms_of_the_house_exist() -> None:
+    text = (ROOT / "platform" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    house = text[text.index("| place in") : text.index("Layers, left")]
+    places = (
+        [place for row in house.splitlines()[2:] for place in re.findall(r"`([^`]+)`", row.split("|")[1])]
+        if house
+        else []
+    )
+    assert len(places) > 10
+    for place in places:
+        assert (ROOT / "platform" / "moldistill" / place).exists(), place
