@@ -227,9 +227,9 @@ def test_too_few_labels_no_members_and_wrong_folders_are_refused(tmp_path: Path,
     run = make_run(tmp_path / "run", small, predicted(small, noise=0.3, seed=0))
     with pytest.raises(InputError, match="too few labelled validation rows"):
         ensemble([run], tmp_path / "out")
-    pruned = make_study(tmp_path / "pruned", store, [{"state": "pruned"}])
+    failed = make_study(tmp_path / "failed", store, [{"state": "failed"}])
     with pytest.raises(InputError, match="no member can be taken"):
-        ensemble([pruned], tmp_path / "out")
+        ensemble([failed], tmp_path / "out")
     with pytest.raises(InputError, match="cannot give members"):
         ensemble([store.path], tmp_path / "out")
     lost = make_run(tmp_path / "lost", store, predicted(store, noise=0.3, seed=0), facts={"store_path": "/nowhere"})
