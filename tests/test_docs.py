@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from moldistill.cli import app
-from moldistill.core.config import load_run, preset_names
+from moldistill.core.config import load_pipeline, load_run, preset_names
 from moldistill.core.yaml_file import parse_yaml
 from moldistill.search.parse import load_space, space_names
 
@@ -29,8 +29,9 @@ def commands() -> list[str]:
     return found
 
 
-def blocks(path: Path) -> list[str]:
-    return re.findall(r"```yaml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(path: Path, kind: str) -> list[str]:
+    """YAML blocks whose fence names what they are: ```yaml space, ```yaml run, ```yaml pipeline."""
+    return re.findall(rf"```yaml {kind}[^\n]*\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.mark.parametrize("command", commands())
@@ -51,7 +52,7 @@ def test_there_are_commands_to_check() -> None:
     "path", [ROOT / "README.md", ROOT / "search_spaces" / "README.md"], ids=lambda path: path.parent.name
 )
 def test_every_space_in_the_documents_loads(path: Path) -> None:
-    found = [parse_yaml(text, path.name) for text in blocks(path)]
+    found = [parse_yaml(text, path.name) for text in blocks(path, "space")]
     assert found
     for mapping in found:
         space = load_space(mapping, targets="targets")
@@ -59,8 +60,19 @@ def test_every_space_in_the_documents_loads(path: Path) -> None:
 
 
 def test_the_own_search_is_ten_lines() -> None:
-    lines = [line for line in blocks(ROOT / "README.md")[0].splitlines() if not line.startswith("#")]
+    lines = [line for line in blocks(ROOT / "README.md", "space")[0].splitlines() if not line.startswith("#")]
     assert len(lines) <= 10
+
+
+def test_every_run_and_pipeline_in_the_documents_loads(tmp_path: Path) -> None:
+    runs, pipelines = blocks(ROOT / "README.md", "run"), blocks(ROOT / "README.md", "pipeline")
+    assert runs
+    assert pipelines
+    for text in runs:
+        load_run(parse_yaml(text, "README.md"))
+    for text in pipelines:
+        (tmp_path / "pipeline.yaml").write_text(text, encoding="utf-8")
+        load_space(dict(load_pipeline(tmp_path / "pipeline.yaml").search), targets="targets")
 
 
 def test_presets_and_spaces_are_all_named() -> None:
