@@ -43,6 +43,25 @@ def test_every_command_parses(command: str) -> None:
     known[verb].make_context(verb, arguments, resilient_parsing=False)
 
 
+@pytest.mark.parametrize("command", [line for line in commands() if line.split()[1] in ("train", "explain", "search")])
+def test_every_preset_space_and_override_is_known(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train` and `search` read what the document names; a file that it shows is written first."""
+    own = re.search(r"```yaml space (\S+)\n(.*?)```", README, re.DOTALL)
+    assert own is not None
+    monkeypatch.chdir(tmp_path)
+    for name in (own[1], "study.yaml"):  # the latter stands for any file of the reader's
+        Path(name).write_text(own[2], encoding="utf-8")
+    _, verb, *arguments = shlex.split(command)
+    found = VERBS.commands[verb].make_context(verb, arguments).params  # type: ignore[attr-defined]
+    if verb == "train":
+        load_run(found["run"], found["overrides"] or [])
+    else:
+        source = ROOT / found["space"] if found["space"].startswith("search_spaces/") else found["space"]
+        load_space(source, found["overrides"] or [], targets=found["targets"])
+
+
 def test_there_are_commands_to_check() -> None:
     assert len(commands()) >= 15
     assert {command.split()[1] for command in commands()} >= {"prepare", "train", "search", "ensemble", "submit"}
