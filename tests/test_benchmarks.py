@@ -7,21 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 FOLDER = Path(__file__).parent / "benchmarks"
 BLOCKED = ("ray", "rdkit", "pydantic", "optuna", "rich", "beartype", "jaxtyping", "typer", "yaml", "safetensors")
 
 
-@pytest.mark.parametrize("name", ["featurize", "opening"])
-def test_benchmarks_leave_their_figures(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, FOLDER / "run.py", "--quick", "--only", name, "--out", tmp_path / "figures"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_benchmarks_leave_their_figures(tmp_path: Path) -> None:
+    only = [part for name in ("featurization", "opening") for part in ("--only", name)]
+    command = [sys.executable, FOLDER / "run.py", "--quick", *only, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    saved = json.loads((tmp_path / "figures" / f"{name}.json").read_text())
-    assert saved["machine"]["cores"] >= 1
-    assert all(0 < figure["low"] <= figure["median"] <= figure["high"] for figure in saved["figures"])
-    assert bool(saved["figures"]) == (name == "featurize")
+    for name in ("featurization", "opening"):
+        figures = json.loads((tmp_path / f"{name}.json").read_text())["figures"]
+        assert figures
+        assert all(figure["value"] > 0 for figure in figures)
 
 
 def test_the_gpu_benchmark_runs_where_little_is_installed(tiny_store: Path, tmp_path: Path) -> None:
@@ -34,7 +32,7 @@ runpy.run_path({str(FOLDER / "gpu.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    runs = json.loads((tmp_path / "gpu.json").read_text())["figures"]["runs"]
+    runs = json.loads((tmp_path / "gpu.json").read_text())["runs"]
     assert set(runs) == {"student fp32", "student bf16", "teacher fp32", "teacher bf16"}
     assert all(run["molecules_per_second"] > 0 and run["parity"] < 1e-3 for run in runs.values())
 

@@ -93,6 +93,16 @@ def test_prepare_writes_a_store_and_says_what_comes_next(moldistill: Command, ro
     refused(moldistill("prepare", root, "--store", "store"), "is not empty", "remedy")
 
 
+def test_prepare_of_a_csv_names_what_can_follow(moldistill: Command, tmp_path: Path) -> None:
+    rows = "".join(f"{'C' * (index % 9 + 1)}O,{index}\n" for index in range(40))
+    labelled = write_csv(tmp_path, f"smiles,gap\n{rows}".encode())
+    ended = moldistill("prepare", labelled, "--target", "gap", "--store", "labelled")
+    assert "next:  moldistill train student-small" in ended.err
+    ended = moldistill("prepare", labelled, "--store", "bare")
+    assert "no training row has a target" in ended.err
+    assert "next:  moldistill predict" in ended.err
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

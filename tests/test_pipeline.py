@@ -20,6 +20,8 @@ from moldistill.core.config import load_pipeline
 from moldistill.core.errors import InputError
 from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
+from moldistill.delivery.report import report
+from moldistill.delivery.sources import as_inputs
 from moldistill.pipeline import PipelineResult, run_pipeline
 
 TINY = [
@@ -88,6 +90,13 @@ def test_the_report_stands_alone(finished: PipelineResult) -> None:
 
 
 @pytest.mark.ray
+def test_a_pipelines_folder_can_be_reported_on_again(finished: PipelineResult, tmp_path: Path) -> None:
+    again = report(as_inputs(finished.out), tmp_path / "again.html")
+    for heading in ("Ensemble", "Search", "Submission"):
+        assert f">{heading}<" in again.read_text(encoding="utf-8")
+
+
+@pytest.mark.ray
 def test_unchanged_stages_are_skipped_and_changed_ones_run_again(finished: PipelineResult, tmp_path: Path) -> None:
     start = time.monotonic()
     again = run_pipeline(load_pipeline("demo", TINY), finished.out)
@@ -103,6 +112,9 @@ def test_unchanged_stages_are_skipped_and_changed_ones_run_again(finished: Pipel
 def test_the_source_is_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         run_pipeline(load_pipeline("demo", [f"source={tmp_path / 'none'}"]), tmp_path / "out")
+    (tmp_path / "molecules.csv").write_text("smiles,homolumogap\nCCO,7\n")
+    with pytest.raises(InputError, match="no geometry for a teacher"):
+        run_pipeline(load_pipeline("demo", [f"source={tmp_path / 'molecules.csv'}"]), tmp_path / "out")
     with pytest.raises(InputError, match="smoke"):
         run_pipeline(load_pipeline("demo", ["search.space=smok"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()

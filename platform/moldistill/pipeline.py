@@ -34,17 +34,17 @@ from moldistill.data.prepare import prepare
 from moldistill.data.store import Store
 from moldistill.delivery.ensemble import ensemble, load_ensemble
 from moldistill.delivery.report import report
-from moldistill.delivery.sources import ReportInputs
+from moldistill.delivery.sources import PIPELINE, ReportInputs
 from moldistill.delivery.submission import submission
 from moldistill.search.parse import load_space
 from moldistill.search.tuner import search
 from moldistill.training.cache import cache_targets
 from moldistill.training.evaluate import median_error
 from moldistill.trial.ray_train import train_under_ray
-from moldistill.trial.run import load_run_folder
+from moldistill.trial.run import choose_device, load_run_folder
 from moldistill.trial.spec import TrialSpec
 
-LEDGER = "pipeline.json"
+LEDGER = PIPELINE
 RESULTS = "results.json"
 REPORT = "report.html"
 
@@ -148,6 +148,13 @@ def run_pipeline(settings: PipelineSettings, out: Path) -> PipelineResult:
     teacher, student = load_run(settings.teacher), load_run(settings.student)
     load_space(dict(settings.search))
     source = resolve_source(settings.source)
+    if source.is_file():
+        raise InputError(
+            f"{source} has no geometry for a teacher to see",
+            got="a file",
+            expected="sample, or a root in PCQM4Mv2's layout",
+            remedy="make a root of it with `moldistill label`, or train a student alone with `prepare` and `train`",
+        )
     hashes = _source_hash(source)
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -220,7 +227,16 @@ def cache_teacher(teacher: Path, store: Path, out: Path, layers: tuple[int, ...]
             expected=run.manifest.facts["store"],
             remedy="name the store that it was trained on",
         )
-    cache_targets(run.model, opened, out, scale=run.scale, teacher_identity=run.manifest.identity, layers=layers)
+    device = choose_device(run.settings)
+    cache_targets(
+        run.model.to(device),
+        opened,
+        out,
+        scale=run.scale,
+        teacher_identity=run.manifest.identity,
+        layers=layers,
+        device=device,
+    )
 
 
 def _result(out: Path, stages: _Stages) -> PipelineResult:

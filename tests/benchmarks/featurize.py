@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from inputs import Inputs, pyg_data, quietly_prepare
-from ogb.utils.mol import smiles2graph
+from ogb.utils.mol import smiles2graph  # type: ignore[import-untyped]
 from rdkit import Chem
 from timing import Figure, side_by_side
 from torch_geometric.data import InMemoryDataset

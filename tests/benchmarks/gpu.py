@@ -1,6 +1,8 @@
-"""Training on a GPU: molecules per second, the share of time that waits for data, memory, parity with the CPU.
+"""`make gpu`: training of teacher and student on a GPU: speed, waiting for data, memory, and agreement with the CPU.
 
-`make gpu`. Needs Python 3.11, torch, numpy and numba, and a prepared store (argument; default `.bench/store`).
+Needs Python 3.11, torch, numpy and numba, nothing else, and a prepared store (`make bench` leaves one in
+`.bench/store`, to be copied to the machine). Prints a table and writes `.bench/gpu.json`. See the README beside this
+file.
 """
 
 from __future__ import annotations
@@ -8,94 +10,186 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).parent))
+if TYPE_CHECKING:
+    import torch
+    from timing import Figure
 
-import torch
-from timing import write
+    from moldistill.core.records import Batch
+    from moldistill.core.settings import RunSettings
+    from moldistill.data.store import Store
+    from moldistill.training.loop import Trainer
 
-from moldistill.core.errors import MoldistillError
-from moldistill.core.settings import ModelSettings, Role, RunSettings, TrainingSettings
-from moldistill.data.batches import collate, epoch_batches
-from moldistill.data.store import Store
-from moldistill.training.evaluate import forward
-from moldistill.training.loop import Trainer
-
-
-def settings(role: Role, precision: str, batch_size: int) -> RunSettings:
-    training = TrainingSettings(epochs=1, batch_size=batch_size, precision=precision)  # type: ignore[arg-type]
-    return RunSettings(role=role, model=ModelSettings(), training=training)
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `timing`, however this file is run
 
 
-def epoch(trainer: Trainer) -> dict[str, float]:
-    """One epoch: molecules per second and the share of its time that the next batch was not ready."""
-    size = trainer.settings.training.batch_size
-    synchronize = torch.cuda.synchronize if trainer.device.type == "cuda" else (lambda: None)
-    waited, seen = 0.0, 0
-    synchronize()
-    start = mark = time.perf_counter()
-    for batch in epoch_batches(trainer.store, trainer.rows, batch_size=size, shuffle=True):
-        waited += time.perf_counter() - mark
-        trainer._descend(trainer._terms(batch.to(trainer.device, non_blocking=True)))
-        seen += len(batch.target)
-        mark = time.perf_counter()
-    synchronize()
-    whole = time.perf_counter() - start
-    return {"molecules_per_second": seen / whole, "waiting_for_data": waited / whole}
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is run: molecules per epoch and per batch, timed epochs, and the size of the models."""
 
-
-def parity(trainer: Trainer) -> float:
-    """Largest difference of predictions (training standard deviations) between the device and the CPU."""
-    batch = collate(trainer.store, trainer.rows[:64])
-    role = trainer.settings.role
-    model = trainer.model.eval()
-    with torch.no_grad():
-        there = forward(model, role, batch.to(trainer.device)).prediction.cpu()
-        here = forward(model.cpu(), role, batch).prediction
-    model.to(trainer.device).train()
-    return float((there - here).abs().max())
-
-
-def measure(store: Store, role: Role, precision: str, device: torch.device, quick: bool) -> dict[str, float]:
-    trainer = Trainer(settings(role, precision, 64 if quick else 512), store, device=device)
-    trainer.steps_per_epoch = 10**6  # the schedule has no end here
-    found = {"parity": parity(trainer)}
-    if not quick:
-        epoch(trainer)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    found |= epoch(trainer)
-    if device.type == "cuda":
-        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found
+    device: torch.device
+    molecules: int
+    batch_size: int
+    epochs: int
+    width: int
+    depth: int
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", type=Path, nargs="?", default=Path(".bench/store"))
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(".bench"))
-    chosen = parser.parse_args()
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        print("no GPU that PyTorch can use: nothing was measured")
+    """Measure; the exit status: 0 also where there is no GPU, 2 where there is no store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", nargs="?", type=Path, default=ROOT / ".bench" / "store")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: only shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="small models, few molecules")
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=ROOT / ".bench", help="folder for gpu.json (default: .bench)")
+    asked = parser.parse_args()
+    missing = [name for name in ("torch", "numpy", "numba") if find_spec(name) is None]
+    if missing or find_spec("moldistill") is None:
+        wanted = ", ".join(missing) if missing else "moldistill: run it by `make gpu`, or with PYTHONPATH=platform"
+        print(f"{sys.executable} lacks {wanted}", file=sys.stderr)
+        return 2
+    import torch
+
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA GPU here (or a torch without CUDA): nothing measured; --device cpu --quick tries the script")
         return 0
+    from moldistill.core.errors import InputError
+    from moldistill.data.store import Store
+
     try:
-        store = Store.open(chosen.store)
-    except MoldistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    device = torch.device(chosen.device)
-    figures = {}
-    for role in ("student", "teacher"):
-        for precision in ("fp32", "bf16"):
-            found = measure(store, role, precision, device, chosen.quick)  # type: ignore[arg-type]
-            figures[f"{role} {precision}"] = found
-            print(f"{role:<8} {precision}  " + "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    write("gpu", {"device": name, "runs": figures}, chosen.out)
+        store = Store.open(asked.store)
+    except InputError as error:
+        print(f"no store to train on: {error}\n`make bench` prepares one; name it: gpu.py STORE", file=sys.stderr)
+        return 2
+    sizes = (256, min(64, asked.batch_size), 1, 32, 2) if asked.quick else (65_536, asked.batch_size, 3, 128, 6)
+    _measure(store, Plan(torch.device(asked.device), *sizes), asked.out)
     return 0
+
+
+def _measure(store: Store, plan: Plan, out: Path) -> None:
+    from timing import save, table
+
+    name = _device_name(plan.device)
+    print(f"{name}; {store.path}, its training rows repeated to {plan.molecules:,} per epoch", flush=True)
+    figures = []
+    for settings in _runs(plan):
+        figures += _training(store, settings, plan)
+        if settings.training.precision == "fp32":
+            figures.append(_parity(store, settings, plan))
+    print(table(figures))
+    save(out / "gpu.json", figures, name="gpu", device=name, store=store.identity, batch_size=plan.batch_size)
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU (no figure of a GPU)"
+
+
+def _runs(plan: Plan) -> Iterator[RunSettings]:
+    """Settings of the presets teacher-small and student-small, in both precisions, without YAML."""
+    from moldistill.core.settings import ModelSettings, OptimizerSettings, RunSettings, TrainingSettings
+
+    model = ModelSettings(width=plan.width, depth=plan.depth, heads=8, feedforward=2.0, kernels=32)
+    training = TrainingSettings(epochs=1000, batch_size=plan.batch_size)
+    for role in ("teacher", "student"):
+        run = RunSettings(role, model, OptimizerSettings(learning_rate=1e-4), training)
+        yield run
+        yield replace(run, training=replace(training, precision="bf16"))
+
+
+def _training(store: Store, settings: RunSettings, plan: Plan) -> list[Figure]:
+    """Epochs of the loop as it is, with a clock in front of its batches."""
+    import numpy as np
+    import torch
+    from timing import Figure, single
+
+    from moldistill.data.batches import epoch_batches
+
+    trainer = _trainer(store, settings, plan)
+    waiting = _Waiting(epoch_batches)
+    speed, shares = [], []
+    with patch("moldistill.training.loop.epoch_batches", waiting):
+        trainer._epoch()  # allocations and kernels of every shape
+        if plan.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(plan.device)
+        for _ in range(plan.epochs):
+            waiting.seconds, start = 0.0, time.perf_counter()
+            trainer._epoch()  # ends with a sum on the host, so that the device is done
+            took = time.perf_counter() - start
+            speed.append(len(trainer.rows) / took)
+            shares.append(waiting.seconds / took)
+            trainer.epoch += 1
+    title, data = f"{settings.role}, {settings.training.precision}", f"batches of {plan.batch_size}"
+    figures = [
+        Figure(
+            f"{title}: {name}", data, reading, float(np.median(values)), min(values), max(values), {"rounds": rounds}
+        )
+        for name, reading, values, rounds in (
+            ("speed", "molecules per second of a training epoch", speed, plan.epochs),
+            ("waiting", "of the epoch's time the loop waits for a batch", shares, plan.epochs),
+        )
+    ]
+    if plan.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(plan.device) / 2**20
+        figures.append(single(f"{title}: memory", data, "MiB of GPU memory at the peak", peak))
+    return figures
+
+
+def _trainer(store: Store, settings: RunSettings, plan: Plan) -> Trainer:
+    import numpy as np
+
+    from moldistill.training.loop import Trainer
+
+    trainer = Trainer(settings, store, device=plan.device)
+    trainer.rows = np.resize(trainer.rows, plan.molecules)
+    trainer.steps_per_epoch = -(-plan.molecules // plan.batch_size)
+    return trainer
+
+
+class _Waiting:
+    """Stands in for `epoch_batches` and counts the seconds in which its batches are waited for."""
+
+    def __init__(self, make: Any) -> None:
+        self.make, self.seconds = make, 0.0
+
+    def __call__(self, *given: Any, **named: Any) -> Iterator[Batch]:
+        """The same batches, from a clock."""
+        start = time.perf_counter()
+        for batch in self.make(*given, **named):
+            self.seconds += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
+        self.seconds += time.perf_counter() - start
+
+
+def _parity(store: Store, settings: RunSettings, plan: Plan) -> Figure:
+    """Largest difference of a prediction (in training standard deviations) between this device and the CPU, fp32."""
+    import torch
+    from timing import single
+
+    from moldistill.data.batches import collate
+    from moldistill.models.registry import build_model
+    from moldistill.training.evaluate import forward, readable
+
+    torch.manual_seed(0)
+    rows = readable(store, store.rows("train"), settings.role)[: plan.batch_size]
+    batch, model = collate(store, rows), build_model(settings.role, settings.model).eval()
+    with torch.no_grad():
+        here = forward(model, settings.role, batch).prediction
+        there = forward(model.to(plan.device), settings.role, batch.to(plan.device)).prediction.cpu()
+    reading = (
+        f"largest difference of a prediction, CPU to {plan.device.type} (predictions spread over {here.std():.2g})"
+    )
+    return single(f"{settings.role}: parity", f"{len(rows)} rows", reading, float((here - there).abs().max()))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ogb.utils.mol import smiles2graph
+from ogb.utils.mol import smiles2graph  # type: ignore[import-untyped]
 from torch_geometric.data import Data
 
 from moldistill.chem.sample import sample_root
@@ -25,10 +25,14 @@ REAL = ("xtb_24k", "qm9_24k")
 
 @dataclass
 class Inputs:
-    """Stores of the sources, each prepared once into `scratch`, with at most `limit` rows."""
+    """Stores of the sources, each prepared once into `scratch`, with at most `limit` rows.
+
+    preset: size of the models that steps are timed with, `small` or `tiny`.
+    """
 
     scratch: Path
     limit: int
+    preset: str
     rounds: int
     stores: dict[str, Store] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from inputs import Inputs, fine_rows, pyg_data
@@ -26,7 +27,7 @@ def batches(inputs: Inputs) -> list[Figure]:
         store = inputs.store(name)
         rows = fine_rows(store)
         listed = [pyg_data(store.smiles(int(row)), float(store.target[row])) for row in rows]
-        loader = DataLoader(listed, batch_size=BATCH, shuffle=True)  # type: ignore[arg-type]  # a list is a dataset
+        loader = DataLoader(listed, batch_size=BATCH, shuffle=True)
 
         def ours(store: Store = store, rows: NDArray[np.int64] = rows) -> None:
             for _ in epoch_batches(store, rows, batch_size=BATCH, shuffle=True):
@@ -60,7 +61,8 @@ def padding(inputs: Inputs) -> list[Figure]:
 
 def _padded(size: NDArray[np.int64], plan: Sequence[NDArray[np.int64]], power: int) -> float:
     real = sum(int((size[batch] ** power).sum()) for batch in plan)
-    return 1 - real / sum(len(batch) * int(size[batch].max()) ** power for batch in plan)
+    kept = sum(len(batch) * int(size[batch].max()) ** power for batch in plan)
+    return 1 - real / kept
 
 
 def store_bytes(inputs: Inputs) -> list[Figure]:
@@ -119,19 +121,18 @@ def opening(inputs: Inputs) -> list[Figure]:
         store = inputs.store(name)
         paths = [store.path / spec.file for spec in COLUMNS]
 
-        def mapped(paths: list[object] = list(paths)) -> None:
-            for path in paths:
-                np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[call-overload]  # paths, all of them
+        def opened(path: Path = store.path) -> None:
+            for _ in range(20):
+                Store.open(path)
 
-        measured = side_by_side(
-            "opening",
-            name,
-            "",
-            lambda path=store.path: [Store.open(path) for _ in range(20)],
-            lambda mapped=mapped: [mapped() for _ in range(20)],
-            rounds=inputs.rounds,
-        )
+        def mapped(paths: list[Path] = paths) -> None:
+            for path in paths * 20:
+                np.load(path, mmap_mode="r", allow_pickle=False)
+
+        measured = side_by_side("opening", name, "", opened, mapped, rounds=inputs.rounds)
         took = measured.detail["seconds_above"] / 20 * 1000
-        reading = f"ms to open a store of {len(store):,} rows ({measured.value:.2f} × bare np.load of its columns)"
+        reading = (
+            f"ms to open a store of {len(store):,} rows ({measured.value:.2f} times a bare np.load of its columns)"
+        )
         figures.append(single("opening", name, reading, took, over_bare=measured.value))
     return figures

@@ -49,7 +49,8 @@ def main() -> int:
     out: Path = asked.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="moldistill-bench-") as scratch:
-        inputs = Inputs(Path(scratch), limit=400 if asked.quick else 4000, rounds=2 if asked.quick else 5)
+        size = (300, "tiny", 2) if asked.quick else (4000, "small", 5)
+        inputs = Inputs(Path(scratch), *size)
         what = "sets of MOLDISTILL_DATA" if "sample" not in inputs.names else "the embedded sample (no MOLDISTILL_DATA)"
         print(f"data: {', '.join(inputs.names)}: {what}; at most {inputs.limit:,} rows of each\n")
         for name in asked.only or BENCHMARKS:

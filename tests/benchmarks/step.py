@@ -54,7 +54,7 @@ class GraphGPS(nn.Module):
         return predicted
 
 
-def _gps_layer(width: int, heads: int) -> nn.Module:
+def _gps_layer(width: int, heads: int) -> GPSConv:
     local = GINEConv(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)))
     return GPSConv(width, local, heads=heads, act="gelu")
 
@@ -64,7 +64,7 @@ def training_step(inputs: Inputs) -> list[Figure]:
     name = inputs.names[0]
     store = inputs.store(name)
     some = _batches(store, min(8, inputs.limit // 64))
-    student, teacher = load_run("student-small"), load_run("teacher-small")
+    student, teacher = load_run(f"student-{inputs.preset}"), load_run(f"teacher-{inputs.preset}")
     ours, peer, theirs = _gradients(student, some), _gps(student, store, some), _gradients(teacher, some)
     kept = {"rounds": inputs.rounds, "batches": len(some)}
     figures = [
@@ -79,7 +79,7 @@ def training_step(inputs: Inputs) -> list[Figure]:
     )
     for title, overrides in terms:
         distilled = Trainer(
-            load_run("student-small-distilled", [*overrides, f"targets={targets.path}"]), store, targets
+            load_run(f"student-{inputs.preset}-distilled", [*overrides, f"targets={targets.path}"]), store, targets
         )
         loaded = [collate(store, batch.molecules.rows.numpy(), targets) for batch in some]
         figures.append(
@@ -102,6 +102,10 @@ def _batches(store: Store, count: int) -> list[Batch]:
     return [batch for batch in found if len(batch.target) == 64][:count]
 
 
+def _descend(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
 def _gradients(settings: RunSettings, batches: list[Batch]) -> Callable[[], None]:
     """Forward and backward of a model over the batches."""
     model = build_model(settings.role, settings.model)
@@ -109,7 +113,7 @@ def _gradients(settings: RunSettings, batches: list[Batch]) -> Callable[[], None
     def work() -> None:
         for batch in batches:
             model.zero_grad(set_to_none=True)
-            (forward(model, settings.role, batch).prediction - batch.target).abs().mean().backward()
+            _descend((forward(model, settings.role, batch).prediction - batch.target).abs().mean())
 
     return work
 
@@ -127,7 +131,7 @@ def _gps(settings: RunSettings, store: Store, batches: list[Batch]) -> Callable[
     def work() -> None:
         for batch in loaded:
             model.zero_grad(set_to_none=True)
-            (model(batch) - batch.y).abs().mean().backward()
+            _descend((model(batch) - batch.y).abs().mean())
 
     return work
 
@@ -177,7 +181,7 @@ def _loop(name: str, store: Store, settings: RunSettings, rounds: int) -> Figure
         for batch in loaded:
             bare.optimizer.zero_grad(set_to_none=True)
             predicted = forward(bare.model, settings.role, batch).prediction
-            (predicted - (batch.target - scale.mean) / scale.std).abs().mean().backward()
+            _descend((predicted - (batch.target - scale.mean) / scale.std).abs().mean())
             nn.utils.clip_grad_norm_(bare.parameters, clip)
             bare.optimizer.step()
 

@@ -25,7 +25,6 @@ _SHORT_FOLDER = "/tmp"
 QUIET_WORKERS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # else each report of a Train worker takes 2 s
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "OMP_NUM_THREADS": "1",

@@ -41,6 +41,7 @@ class _PlainBar:
         self.done = 0
         self.note = ""
         self.start = self.last = time.monotonic()
+        self.written = -1
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
@@ -50,6 +51,7 @@ class _PlainBar:
             self.write()
 
     def write(self) -> None:
+        self.written = self.done
         elapsed = max(time.monotonic() - self.start, 1e-9)
         rate = self.done / elapsed
         share = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
@@ -67,7 +69,8 @@ def progress(title: str, total: int | None = None) -> Iterator[Bar]:
     if not is_interactive():
         plain = _PlainBar(title, total)
         yield plain
-        plain.write()
+        if plain.written != plain.done:
+            plain.write()
         return
     from rich.console import Console
     from rich.progress import (

@@ -53,7 +53,7 @@ COLUMNS = (
     ColumnSpec("hydrogen_parent", "|u1", "hydrogen"),
     ColumnSpec("smiles_bytes", "|u1", "byte"),
 )
-"""Every column of a store (DESIGN: files on disk)."""
+"""Every column of a store."""
 
 _HEADER = 128  # bytes; a multiple of 64, as the format asks
 

@@ -175,3 +175,5 @@ def _log_summary(facts: dict[str, Any]) -> None:
 
     log(f"{facts['rows']:,} rows. Splits: {counts('splits')}. Flags: {counts('flags')}.")
     log(f"SDF records: {counts('alignment')}.")
+    if not facts["target"]["known"]:
+        log("warning: no training row has a target: nothing can be trained on this store (--target names the column)")

@@ -41,7 +41,7 @@ class Molecule:
 
 @dataclass(frozen=True)
 class Store:
-    """Columns of a finished store, memory-mapped and read-only (sections 5 and 7 of the design).
+    """Columns of a finished store, memory-mapped and read-only.
 
     row: source row. split: index into SPLITS, -1 none. target: eV, NaN unknown. flag: index into FLAGS.
     Row i has atoms atom_offsets[i]:atom_offsets[i + 1], and so on; shortest_paths holds each matrix row by row.

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from moldistill.core.artifacts import Manifest, read_json, read_manifest
+from moldistill.core.artifacts import MANIFEST, Manifest, read_json, read_manifest
 from moldistill.core.config import read_yaml
 from moldistill.core.errors import InputError
 from moldistill.data.store import Store
 from moldistill.delivery.ensemble import EnsembleSummary, Validation, load_ensemble
+
+PIPELINE = "pipeline.json"
+"""What the pipeline leaves in its folder; its stages lie beside it under the names of `ReportInputs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,10 @@ class ReportData:
 
 
 def as_inputs(source: Path) -> ReportInputs:
-    """The slot that a bare folder fills. Raises InputError for a folder of another kind."""
+    """The slots that a run, study, ensemble or a pipeline's folder fills. Raises InputError for anything else."""
+    if (source / PIPELINE).is_file():
+        stages = [item.name for item in fields(ReportInputs) if (source / item.name / MANIFEST).is_file()]
+        return ReportInputs(**{name: source / name for name in stages})
     manifest = read_manifest(source)
     if manifest.kind == "run":
         run = read_run(source)
@@ -106,7 +112,7 @@ def as_inputs(source: Path) -> ReportInputs:
     raise InputError(
         f"{source} has no report",
         got=manifest.kind,
-        expected="a run, a study or an ensemble",
+        expected="a run, a study, an ensemble or a pipeline's folder",
         remedy="name one of those folders",
     )
 

@@ -56,7 +56,6 @@ def _fit(spec: TrialSpec) -> None:
                 resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
             ),
             run_config=RunConfig(
-                # Named after the folder: after the driver died, the same name resumes the same run.
                 name=f"run-{hash_object(str(spec.out))[:12]}",
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=training.max_failures),
@@ -66,6 +65,7 @@ def _fit(spec: TrialSpec) -> None:
         try:
             trainer.fit()
         except TrainingFailedError as error:
+            _raise_failure(spec.out)
             failures = list(getattr(error, "worker_failures", {}).values())
             words = str(failures[0] if failures else error).strip().splitlines()
             raise RunError("training failed in a worker", got=words[-1] if words else error) from None
@@ -102,6 +102,8 @@ def _worker(config: dict[str, Any]) -> None:
         # Ray Train would start the worker anew. What is wrong with input or settings stays wrong: the driver raises it.
         parts = {name: getattr(error, name) for name in ("what", "got", "expected", "remedy", "exit_code")}
         write_json(spec.out / FAILURE, parts)
+        if collective.world_size > 1:
+            raise  # the other workers wait for this one: only the end of its process releases them
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -66,10 +68,19 @@ def prepare(
     Example: moldistill prepare sample --store store
     """
     from moldistill.chem.sample import resolve_source
+    from moldistill.core.cluster import cluster
     from moldistill.core.config import build
     from moldistill.core.settings import PrepareSettings
     from moldistill.data.prepare import prepare as run_prepare
 
     raw = {"valid_3d": valid_3d, "limit": limit, "target": target, "unit": unit, "seed": seed}
-    manifest = run_prepare(resolve_source(str(source)), store, build(PrepareSettings, raw, "prepare"))
-    done(manifest, as_json, store, f"moldistill train teacher-small --store {store} --out teacher")
+    settings = build(PrepareSettings, raw, "prepare")
+    with cluster() if os.environ.get("RAY_ADDRESS") else nullcontext():  # one process is fast enough without a cluster
+        manifest = run_prepare(resolve_source(str(source)), store, settings)
+    facts = manifest.facts
+    following = f"moldistill predict RUN {source} --out predictions.csv"
+    if facts["target"]["known"]:
+        has_geometry = facts["alignment"]["same order"] + facts["alignment"]["matched"] > 0
+        role = "teacher" if has_geometry else "student"
+        following = f"moldistill train {role}-small --store {store} --out {role}"
+    done(manifest, as_json, store, following)
