@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parent / "benchmarks"
 BLOCKED = ("ray", "rdkit", "pydantic", "optuna", "rich", "beartype", "jaxtyping", "typer", "yaml", "safetensors")
+_WITHOUT_DATA = {name: value for name, value in os.environ.items() if name != "MOLDISTILL_DATA"}
 
 
 def test_benchmarks_leave_their_figures(tmp_path: Path) -> None:
     only = [part for name in ("featurization", "opening") for part in ("--only", name)]
-    command = [sys.executable, FOLDER / "run.py", "--quick", *only, "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command: list[str | Path] = [sys.executable, FOLDER / "run.py", "--quick", *only, "--out", tmp_path]
+    done = subprocess.run(command, env=_WITHOUT_DATA, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in ("featurization", "opening"):
         figures = json.loads((tmp_path / f"{name}.json").read_text())["figures"]
@@ -38,8 +42,45 @@ runpy.run_path({str(FOLDER / "gpu.py")!r}, run_name="__main__")
 
 
 def test_the_gpu_benchmark_says_what_is_missing(tmp_path: Path) -> None:
-    command = [sys.executable, FOLDER / "gpu.py", tmp_path / "none", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command: list[str | Path] = [sys.executable, FOLDER / "gpu.py", tmp_path / "none", "--device", "cpu"]
+    done = subprocess.run(command, env=_WITHOUT_DATA, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "does not exist" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_ratio_lies_within_its_spread(tmp_path: Path) -> None:
+    names = ("preparation", "batches", "padding", "store_bytes", "training_step")
+    only = [part for name in names for part in ("--only", name)]
+    command: list[str | Path] = [sys.executable, FOLDER / "run.py", "--quick", *only, "--out", tmp_path]
+    done = subprocess.run(command, env=_WITHOUT_DATA, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the embedded sample" in done.stdout
+    for name in names:
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        assert content["machine"]["cores"] >= 1
+        assert "torch" in content["versions"]
+        for figure in content["figures"]:
+            assert figure["name"] in done.stdout
+            assert 0 < figure["low"] <= figure["value"] <= figure["high"], figure["name"]
+            assert len(figure["detail"].get("ratios", [0, 0])) == 2  # rounds of --quick
+    padding = json.loads((tmp_path / "padding.json").read_text())["figures"][0]
+    assert padding["value"] < padding["detail"]["tokens_unsorted"]
+
+
+def test_paired_ratios_find_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of our own: 3 s against 2 s is 1.5, whoever goes first; the calls that warm up do not count."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from timing import side_by_side
+
+    clock, order = [0.0], []
+
+    def work(name: str, seconds: float) -> None:
+        order.append(name)
+        clock[0] += seconds if len(order) > 2 else 100.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    found = side_by_side("x", "data", "a / b", lambda: work("a", 3.0), lambda: work("b", 2.0), rounds=4)
+    assert (found.value, found.low, found.high) == (1.5, 1.5, 1.5)
+    assert "".join(order) == "ab" + "abba" * 2
+    assert (found.detail["seconds_above"], found.detail["seconds_below"]) == (3.0, 2.0)

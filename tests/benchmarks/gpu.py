@@ -64,6 +64,8 @@ def main() -> int:
     from moldistill.core.errors import InputError
     from moldistill.data.store import Store
 
+    if asked.device == "cpu":
+        torch.set_num_threads(1)  # where others use the cores, threads wait for each other and take many times as long
     try:
         store = Store.open(asked.store)
     except InputError as error:
@@ -79,13 +81,21 @@ def _measure(store: Store, plan: Plan, out: Path) -> None:
 
     name = _device_name(plan.device)
     print(f"{name}; {store.path}, its training rows repeated to {plan.molecules:,} per epoch", flush=True)
-    figures = []
+    figures: list[Figure] = []
+    runs: dict[str, dict[str, float]] = {}
+    parity: dict[str, Figure] = {}
     for settings in _runs(plan):
-        figures += _training(store, settings, plan)
-        if settings.training.precision == "fp32":
-            figures.append(_parity(store, settings, plan))
+        role = settings.role
+        if role not in parity:
+            parity[role] = _parity(store, settings, plan)
+            figures.append(parity[role])
+        found = _training(store, settings, plan)
+        figures += found.values()
+        values = {key: figure.value for key, figure in found.items()}
+        runs[f"{role} {settings.training.precision}"] = values | {"parity": parity[role].value}
     print(table(figures))
-    save(out / "gpu.json", figures, name="gpu", device=name, store=store.identity, batch_size=plan.batch_size)
+    facts = {"device": name, "store": store.identity, "batch_size": plan.batch_size, "runs": runs}
+    save(out / "gpu.json", figures, name="gpu", **facts)
 
 
 def _device_name(device: torch.device) -> str:
@@ -106,7 +116,7 @@ def _runs(plan: Plan) -> Iterator[RunSettings]:
         yield replace(run, training=replace(training, precision="bf16"))
 
 
-def _training(store: Store, settings: RunSettings, plan: Plan) -> list[Figure]:
+def _training(store: Store, settings: RunSettings, plan: Plan) -> dict[str, Figure]:
     """Epochs of the loop as it is, with a clock in front of its batches."""
     import numpy as np
     import torch
@@ -129,19 +139,19 @@ def _training(store: Store, settings: RunSettings, plan: Plan) -> list[Figure]:
             shares.append(waiting.seconds / took)
             trainer.epoch += 1
     title, data = f"{settings.role}, {settings.training.precision}", f"batches of {plan.batch_size}"
-    figures = [
-        Figure(
-            f"{title}: {name}", data, reading, float(np.median(values)), min(values), max(values), {"rounds": rounds}
-        )
-        for name, reading, values, rounds in (
-            ("speed", "molecules per second of a training epoch", speed, plan.epochs),
-            ("waiting", "of the epoch's time the loop waits for a batch", shares, plan.epochs),
-        )
-    ]
+
+    def spread(name: str, reading: str, values: list[float]) -> Figure:
+        rounds = {"rounds": plan.epochs}
+        return Figure(f"{title}: {name}", data, reading, float(np.median(values)), min(values), max(values), rounds)
+
+    found = {
+        "molecules_per_second": spread("speed", "molecules per second of a training epoch", speed),
+        "waiting_for_data": spread("waiting", "of the epoch's time the loop waits for a batch", shares),
+    }
     if plan.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(plan.device) / 2**20
-        figures.append(single(f"{title}: memory", data, "MiB of GPU memory at the peak", peak))
-    return figures
+        peak = torch.cuda.max_memory_allocated(plan.device) / 2**30
+        found["peak_gib"] = single(f"{title}: memory", data, "GiB of GPU memory at the peak", peak)
+    return found
 
 
 def _trainer(store: Store, settings: RunSettings, plan: Plan) -> Trainer:

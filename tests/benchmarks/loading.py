@@ -61,8 +61,8 @@ def padding(inputs: Inputs) -> list[Figure]:
 
 def _padded(size: NDArray[np.int64], plan: Sequence[NDArray[np.int64]], power: int) -> float:
     real = sum(int((size[batch] ** power).sum()) for batch in plan)
-    kept = sum(len(batch) * int(size[batch].max()) ** power for batch in plan)
-    return 1 - real / kept
+    kept: int = sum(len(batch) * int(size[batch].max()) ** power for batch in plan)
+    return 1.0 - real / kept
 
 
 def store_bytes(inputs: Inputs) -> list[Figure]:
