@@ -19,22 +19,7 @@ from moldistill.search.compile import DefineByRun, make_sampler, quiet_optuna, s
 from moldistill.search.explain import Capacity, concurrency, explain, rungs
 from moldistill.search.parse import load_space, space_names
 from moldistill.search.space import Choice, Range, ResourceSettings, SamplerSettings, walk
-
-WEIGHT = "distill.graph.weight"
-SCHEME = "distill.atom.normalization"
-POWER = "distill.atom.power"
-
-
-def space(**changes: Any) -> dict[str, Any]:
-    return {"base": "student-tiny-distilled", "parameters": {WEIGHT: {"log_uniform": [0.05, 5]}}, **changes}
-
-
-def searched(name: str, domain: Any) -> dict[str, Any]:
-    return space(parameters={name: domain})
-
-
-def weight(domain: Any) -> dict[str, Any]:
-    return searched(WEIGHT, domain)
+from spaces import POWER, SCHEME, WEIGHT, searched, space, weight
 
 
 @pytest.mark.parametrize("name", ["smoke", "loss_weights", "normalization", "teacher"])

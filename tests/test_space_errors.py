@@ -11,23 +11,7 @@ from moldistill.core.config import dump_yaml
 from moldistill.core.errors import InputError
 from moldistill.search.checks import check_space
 from moldistill.search.parse import load_space
-
-WEIGHT = "distill.graph.weight"
-SCHEME = "distill.atom.normalization"
-POWER = "distill.atom.power"
-
-
-def space(**changes: Any) -> dict[str, Any]:
-    return {"base": "student-tiny-distilled", "parameters": {WEIGHT: {"log_uniform": [0.05, 5]}}, **changes}
-
-
-def searched(name: str, domain: Any) -> dict[str, Any]:
-    return space(parameters={name: domain})
-
-
-def weight(domain: Any) -> dict[str, Any]:
-    return searched(WEIGHT, domain)
-
+from spaces import POWER, SCHEME, WEIGHT, searched, space, weight
 
 # What is wrong, the mapping, the place that the message names, and a part of its remedy or expectation.
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [

@@ -89,12 +89,6 @@ def read_csv(path: Path, target: str | None = None, *, require_target: bool = Fa
         raise InputError(f"{path} has a header but no rows", remedy="check the file")
 
 
-def csv_columns(path: Path) -> tuple[str, ...]:
-    """Names in the header of a CSV."""
-    with _open_bytes(path) as stream:
-        return tuple(name.strip() for name in _next_row(path, csv.reader(_lines(path, stream))) or ())
-
-
 def _find_columns(path: Path, header: Sequence[str], target: str | None, require_target: bool) -> CsvColumns:
     def find(name: str, required: bool) -> int | None:
         if header.count(name) > 1:

@@ -9,7 +9,6 @@ from torch import nn
 
 from moldistill.core.records import Batch, ModelOutput, TargetScale
 from moldistill.core.settings import Role
-from moldistill.core.vocabulary import FLAGS_WITH_GRAPH
 from moldistill.data.batches import epoch_batches
 from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
@@ -30,10 +29,15 @@ def readable(store: Store, rows: NDArray[np.int64], role: Role) -> NDArray[np.in
     return rows[store.has_positions[rows]] if role == "teacher" else rows
 
 
+def _labelled(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `rows` that have a target."""
+    labelled: NDArray[np.int64] = rows[np.isfinite(store.target[rows])]
+    return labelled
+
+
 def target_scale(store: Store) -> TargetScale:
     """Mean, standard deviation and median of the finite targets of the split `train`, over rows with a graph."""
-    targets = np.asarray(store.target[store.usable(store.rows("train"))])
-    targets = targets[np.isfinite(targets)]
+    targets = np.asarray(store.target[_labelled(store, store.usable(store.rows("train")))])
     std = float(targets.std()) if len(targets) > 1 else 0.0
     # Equal targets have no spread to scale by; one molecule (overfitting tests) has none either.
     return TargetScale(float(targets.mean()), std if std > 1e-8 else 1.0, float(np.median(targets)))
@@ -92,8 +96,7 @@ def mean_absolute_error(
     collective: Collective = ALONE,
 ) -> float | None:
     """MAE in eV over the readable, labelled rows of a split, shared out over the workers; None where there are none."""
-    rows = readable(store, store.rows(split), role)
-    rows = rows[np.isfinite(store.target[rows])]
+    rows = _labelled(store, readable(store, store.rows(split), role))
     if not len(rows):
         return None
     share = rows[collective.rank :: collective.world_size]
@@ -105,6 +108,5 @@ def mean_absolute_error(
 
 def median_error(store: Store, split: str) -> float | None:
     """MAE in eV of predicting the training median for every labelled row of a split with a graph."""
-    rows = store.rows(split)
-    rows = rows[np.isin(store.flag[rows], FLAGS_WITH_GRAPH) & np.isfinite(store.target[rows])]
+    rows = _labelled(store, store.usable(store.rows(split)))
     return float(np.abs(store.target[rows] - target_scale(store).median).mean()) if len(rows) else None
