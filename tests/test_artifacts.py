@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manifests import edit_manifest
 from moldistill.core.artifacts import (
     atomic_path,
     check_out,
@@ -97,8 +98,7 @@ def test_other_kinds_schemas_and_missing_folders_are_refused(tmp_path: Path) -> 
         read_manifest(folder, "run")
     with pytest.raises(InputError, match="does not exist"):
         read_manifest(tmp_path / "none", "store")
-    text = (folder / "manifest.json").read_text().replace('"schema": 1', '"schema": 99')
-    (folder / "manifest.json").write_text(text)
+    edit_manifest(folder, lambda manifest: manifest.update(schema=99))
     with pytest.raises(InputError, match="another schema version"):
         read_manifest(folder, "store")
 

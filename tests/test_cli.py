@@ -90,7 +90,10 @@ def test_prepare_writes_a_store_and_says_what_comes_next(moldistill: Command, ro
     assert json.loads(ended.out)["facts"]["rows"] == 83
     assert "wrote store" in ended.err
     assert "next:  moldistill train" in ended.err
-    refused(moldistill("prepare", root, "--store", "store"), "is not empty", "remedy")
+    again = moldistill("prepare", root, "--store", "store", "--json")
+    assert (again.code, again.out) == (0, ended.out)
+    assert "that store already" in again.err
+    refused(moldistill("prepare", root, "--store", "store", "--seed", "1"), "is not empty", "remedy")
 
 
 def test_prepare_of_a_csv_names_what_can_follow(moldistill: Command, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from delivery_folders import SIZES, make_run, make_store, make_study, predicted
+from manifests import edit_manifest
 from moldistill.core.artifacts import read_manifest
 from moldistill.core.errors import InputError
 from moldistill.data.predictions import Predictions
@@ -217,9 +217,8 @@ def test_broken_predictions_are_refused_with_the_row(tmp_path: Path, store: Stor
 
 def _resize(folder: Path, file: Path) -> None:
     """Let the manifest agree with the size of a file that was changed, so that its content is what is refused."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][str(file.relative_to(folder))]["size"] = file.stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    name, size = str(file.relative_to(folder)), file.stat().st_size
+    edit_manifest(folder, lambda manifest: manifest["files"][name].update(size=size))
 
 
 def test_too_few_labels_no_members_and_wrong_folders_are_refused(tmp_path: Path, store: Store) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manifests import edit_manifest
 from moldistill.core.artifacts import read_manifest
 from moldistill.core.errors import InputError
 from moldistill.core.settings import ModelSettings, RunSettings, TrainingSettings
@@ -112,8 +113,7 @@ def test_a_changed_member_is_refused(
     run = tmp_path / "run"
     run_trial(TrialSpec(settings(3), tiny_store, run))
     ensemble([run], tmp_path / "ensemble", store=tiny_store)
-    manifest = (run / "manifest.json").read_text()
-    (run / "manifest.json").write_text(manifest.replace('"sha256": "', '"sha256": "0', 1))
+    edit_manifest(run, lambda manifest: next(iter(manifest["files"].values())).update(sha256="0"))
     with pytest.raises(InputError, match="has changed"):
         predict(tmp_path / "ensemble", write_smiles(tmp_path / "in.csv", SMILES), tmp_path / "out.csv")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from manifests import edit_manifest
 from moldistill.core.artifacts import hash_object, verify_hashes
 from moldistill.core.errors import InputError
 from moldistill.core.vocabulary import SPLITS
@@ -59,12 +58,6 @@ def copied(tiny_store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_store, tmp_path / "store"))
 
 
-def _edit_manifest(store: Path, change: Callable[[dict[str, object]], None]) -> None:
-    manifest = json.loads((store / "manifest.json").read_text())
-    change(manifest)
-    (store / "manifest.json").write_text(json.dumps(manifest))
-
-
 @pytest.mark.parametrize("spec", COLUMNS, ids=lambda spec: spec.name)
 def test_a_store_cut_short_is_refused(copied: Path, spec: ColumnSpec) -> None:
     path = copied / spec.file
@@ -81,10 +74,10 @@ def test_an_unfinished_store_is_refused(copied: Path) -> None:
 
 
 def test_another_schema_or_vocabulary_is_refused(copied: Path) -> None:
-    _edit_manifest(copied, lambda manifest: manifest["facts"].update(vocabulary="old"))  # type: ignore[attr-defined]
+    edit_manifest(copied, lambda manifest: manifest["facts"].update(vocabulary="old"))
     with pytest.raises(InputError, match="vocabulary"):
         Store.open(copied)
-    _edit_manifest(copied, lambda manifest: manifest["facts"].update(store_schema=0))  # type: ignore[attr-defined]
+    edit_manifest(copied, lambda manifest: manifest["facts"].update(store_schema=0))
     with pytest.raises(InputError, match="schema"):
         Store.open(copied)
 
@@ -93,7 +86,7 @@ def test_columns_that_do_not_fit_each_other_are_refused(copied: Path) -> None:
     flags = np.load(copied / "flag.npy")
     np.save(copied / "flag.npy", flags[:-1])
     size = (copied / "flag.npy").stat().st_size
-    _edit_manifest(copied, lambda manifest: manifest["files"]["flag.npy"].update(size=size))  # type: ignore[index]
+    edit_manifest(copied, lambda manifest: manifest["files"]["flag.npy"].update(size=size))
     with pytest.raises(InputError, match="does not fit the other columns"):
         Store.open(copied)
 

@@ -1,21 +1,21 @@
 """SMILES → molecular graph in OGB's vocabulary, equal to `ogb.utils.smiles2graph` wherever that succeeds.
 
-Each bond stands once (ogb lists both directions). What RDKit refuses is never lost: it gets a flag and a reason.
+One molecule at a time, by look-ups in tables: what `featurize` falls back to, and is tested against. Each bond stands
+once (ogb lists both directions). What RDKit refuses is never lost: it gets a flag and a reason.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from rdkit import Chem, rdBase
 
+from moldistill.chem.parse import is_too_long, parse, parse_as_written
 from moldistill.core.shapes import UInt8
 from moldistill.core.vocabulary import (
     ATOM_SIZES,
+    BOND_FEATURES_OF_CODE,
     BOND_STEREO,
     BOND_TYPE,
     CHIRALITY,
@@ -23,6 +23,7 @@ from moldistill.core.vocabulary import (
     HYBRIDIZATION,
     MAX_ATOMS,
     UNREACHABLE,
+    bond_code,
 )
 
 FINE, UNSANITIZED, REFUSED, TOO_LARGE, EMPTY = range(len(FLAGS))
@@ -37,27 +38,39 @@ def _table(names: dict[str, int], vocabulary: tuple[str, ...]) -> list[int]:
     return table
 
 
-_CHIRALITY = _table(Chem.ChiralType.names, CHIRALITY)
-_HYBRIDIZATION = _table(Chem.HybridizationType.names, HYBRIDIZATION)
-_BOND_TYPE = _table(Chem.BondType.names, BOND_TYPE)
-_BOND_STEREO = _table(Chem.BondStereo.names, BOND_STEREO)
+CHIRALITY_INDEX = _table(Chem.ChiralType.names, CHIRALITY)
+HYBRIDIZATION_INDEX = _table(Chem.HybridizationType.names, HYBRIDIZATION)
+BOND_TYPE_INDEX = _table(Chem.BondType.names, BOND_TYPE)
+BOND_STEREO_INDEX = _table(Chem.BondStereo.names, BOND_STEREO)
 _NUMBER, _, _DEGREE, _CHARGE, _HYDROGENS, _RADICALS = (size - 1 for size in ATOM_SIZES[:6])  # `misc` of each
-_ATOMIC_NUMBER = [_NUMBER, *range(_NUMBER), *[_NUMBER] * 10]
+ATOMIC_NUMBER_INDEX = [_NUMBER, *range(_NUMBER), *[_NUMBER] * 10]
+_FEATURES_OF_CODE = np.array(BOND_FEATURES_OF_CODE, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
     """A molecule as models read it. Without atoms unless `flag` is fine or unsanitized; `reason` says why it is not.
 
-    Indices into OGB's vocabulary; each bond once; shortest paths count bonds, 255 where unreachable.
+    Indices into OGB's vocabulary; each bond once, as (begin, end, `vocabulary.bond_code`); shortest paths count bonds,
+    255 where unreachable.
     """
 
     flag: int
     reason: str = ""
     atom_features: UInt8[np.ndarray, "atoms 9"] = field(default_factory=lambda: np.zeros((0, 9), np.uint8))
-    bond_index: UInt8[np.ndarray, "bonds 2"] = field(default_factory=lambda: np.zeros((0, 2), np.uint8))
-    bond_features: UInt8[np.ndarray, "bonds 3"] = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
+    bonds: UInt8[np.ndarray, "bonds 3"] = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
     shortest_paths: UInt8[np.ndarray, "atoms atoms"] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+
+    @property
+    def bond_index(self) -> UInt8[np.ndarray, "bonds 2"]:
+        """Begin and end of each bond."""
+        return self.bonds[:, :2]
+
+    @property
+    def bond_features(self) -> UInt8[np.ndarray, "bonds 3"]:
+        """Type, stereo and conjugation of each bond."""
+        features: UInt8[np.ndarray, "bonds 3"] = _FEATURES_OF_CODE[self.bonds[:, 2]]
+        return features
 
 
 def smiles_to_graph(smiles: str) -> Graph:
@@ -66,11 +79,13 @@ def smiles_to_graph(smiles: str) -> Graph:
     Molecules that RDKit cannot sanitize (hypervalent silicon and the like) are read as written and flagged
     `unsanitized`; text that is no SMILES is `refused`.
     """
+    if (atoms := is_too_long(smiles, MAX_ATOMS)) is not None:
+        return _too_large(atoms)
     with rdBase.BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles)
+        molecule = parse(smiles)
     flag, reason = FINE, ""
     if molecule is None:
-        molecule, reason = _as_written(smiles)
+        molecule, reason = parse_as_written(smiles)
         flag = UNSANITIZED
     if molecule is None:
         return Graph(REFUSED, reason)
@@ -78,33 +93,16 @@ def smiles_to_graph(smiles: str) -> Graph:
     if atoms == 0:
         return Graph(EMPTY, "the SMILES has no atoms")
     if atoms > MAX_ATOMS:
-        return Graph(TOO_LARGE, f"{atoms} atoms are more than {MAX_ATOMS}")
-    return _graph(molecule, flag, reason)
+        return _too_large(atoms)
+    return molecule_to_graph(molecule, flag, reason)
 
 
-def _as_written(smiles: str) -> tuple[Chem.Mol | None, str]:
-    """The molecule without RDKit's sanitization (None if the text is no SMILES), and what was wrong with it."""
-    with captured_log() as lines:
-        molecule = Chem.MolFromSmiles(smiles, sanitize=False)
-    if molecule is None:
-        return None, lines[0] if lines else "RDKit refuses the SMILES"
-    with rdBase.BlockLogs():
-        problems = Chem.DetectChemistryProblems(molecule)
-        reason = problems[0].Message() if problems else "RDKit cannot sanitize the molecule"
-        try:
-            molecule.UpdatePropertyCache(strict=False)
-            molecule = Chem.RemoveHs(molecule, sanitize=False)  # as a sanitized molecule would lose them
-            molecule.UpdatePropertyCache(strict=False)
-            Chem.FastFindRings(molecule)
-            Chem.SetConjugation(molecule)
-            Chem.SetHybridization(molecule)
-            Chem.AssignStereochemistry(molecule, cleanIt=True)
-        except (RuntimeError, ValueError) as error:
-            return None, f"{reason}; then: {error}"
-    return molecule, reason
+def _too_large(atoms: int) -> Graph:
+    return Graph(TOO_LARGE, f"{atoms} atoms are more than {MAX_ATOMS}")
 
 
-def _graph(molecule: Chem.Mol, flag: int, reason: str) -> Graph:
+def molecule_to_graph(molecule: Chem.Mol, flag: int = FINE, reason: str = "") -> Graph:
+    """The graph of a molecule of 1 to 255 atoms with rings, hybridization and conjugation perceived."""
     in_ring = bytearray(molecule.GetNumAtoms())
     for ring in molecule.GetRingInfo().AtomRings():
         for index in ring:
@@ -114,54 +112,28 @@ def _graph(molecule: Chem.Mol, flag: int, reason: str) -> Graph:
         charge = atom.GetFormalCharge() + 5
         atoms += bytes(
             (
-                _ATOMIC_NUMBER[atom.GetAtomicNum()],
-                _CHIRALITY[atom.GetChiralTag()],
+                ATOMIC_NUMBER_INDEX[atom.GetAtomicNum()],
+                CHIRALITY_INDEX[atom.GetChiralTag()],
                 min(atom.GetTotalDegree(), _DEGREE),
                 charge if 0 <= charge < _CHARGE else _CHARGE,
                 min(atom.GetTotalNumHs(), _HYDROGENS),
                 min(atom.GetNumRadicalElectrons(), _RADICALS),
-                _HYBRIDIZATION[atom.GetHybridization()],
+                HYBRIDIZATION_INDEX[atom.GetHybridization()],
                 atom.GetIsAromatic(),
                 in_ring[index],
             )
         )
     bonds = bytearray()
     for bond in molecule.GetBonds():
-        bonds += bytes(
-            (
-                bond.GetBeginAtomIdx(),
-                bond.GetEndAtomIdx(),
-                _BOND_TYPE[bond.GetBondType()],
-                _BOND_STEREO[bond.GetStereo()],
-                bond.GetIsConjugated(),
-            )
+        code = bond_code(
+            BOND_TYPE_INDEX[bond.GetBondType()], BOND_STEREO_INDEX[bond.GetStereo()], int(bond.GetIsConjugated())
         )
-    bond_table = np.frombuffer(bonds, np.uint8).reshape(-1, 5)
+        bonds += bytes((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), code))
     paths = np.minimum(Chem.GetDistanceMatrix(molecule), UNREACHABLE).astype(np.uint8)
     return Graph(
-        flag, reason, np.frombuffer(atoms, np.uint8).reshape(-1, 9), bond_table[:, :2], bond_table[:, 2:], paths
+        flag,
+        reason,
+        np.frombuffer(atoms, np.uint8).reshape(-1, 9),
+        np.frombuffer(bonds, np.uint8).reshape(-1, 3),
+        paths,
     )
-
-
-class _Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # "[23:48:29] SMILES Parse Error: …": the time of day would make a store differ from its twin.
-        self.lines.append(record.getMessage().split("] ", 1)[-1].strip())
-
-
-@contextmanager
-def captured_log() -> Iterator[list[str]]:
-    """Lines that RDKit logs in the block, instead of on stderr."""
-    logger, handler = logging.getLogger("rdkit"), _Lines()
-    before, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [handler], False
-    rdBase.LogToPythonLogger()
-    try:
-        yield handler.lines
-    finally:
-        rdBase.LogToCppStreams()
-        logger.handlers, logger.propagate = before, propagate

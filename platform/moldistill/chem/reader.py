@@ -28,8 +28,11 @@ INDEX_COLUMN = "idx"
 SOURCE_SPLITS = SPLITS[:4]
 """Splits that a source may name; `valid-3d` is `prepare`'s."""
 
-_BROKEN = (EOFError, OSError, zlib.error, tarfile.TarError)
-_MAX_FIELD = 2**24
+BROKEN = (EOFError, OSError, zlib.error, tarfile.TarError)
+"""What reading a damaged archive raises."""
+
+MAX_FIELD = 2**24
+"""Characters of a field of a CSV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,14 @@ def read_csv(path: Path, target: str | None = None, *, require_target: bool = Fa
     for a missing file, a missing or doubled column, an empty file, bytes that are not UTF-8, a row of another length,
     a target that is no number or infinite, an unknown split.
     """
-    with _open_bytes(path) as stream:
+    with open_bytes(path) as stream:
         table = csv.reader(_lines(path, stream))
         header = _next_row(path, table)
         if header is None:
             raise InputError(
                 f"{path} is empty", expected=f"a CSV with a column {SMILES_COLUMN}", remedy="check the file"
             )
-        columns = _find_columns(path, [name.strip() for name in header], target, require_target)
+        columns = find_columns(path, [name.strip() for name in header], target, require_target)
         count = 0
         while (fields := _next_row(path, table)) is not None:
             where = f"{path}:{table.line_num}"
@@ -89,7 +92,9 @@ def read_csv(path: Path, target: str | None = None, *, require_target: bool = Fa
         raise InputError(f"{path} has a header but no rows", remedy="check the file")
 
 
-def _find_columns(path: Path, header: Sequence[str], target: str | None, require_target: bool) -> CsvColumns:
+def find_columns(path: Path, header: Sequence[str], target: str | None, require_target: bool) -> CsvColumns:
+    """Where each column is; InputError where one is missing, doubled or unclear."""
+
     def find(name: str, required: bool) -> int | None:
         if header.count(name) > 1:
             raise InputError(f"{path} has column {name} {header.count(name)} times", remedy="keep one of them")
@@ -147,7 +152,7 @@ def _number(where: str, column: str, text: str) -> float:
 
 
 @contextmanager
-def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """A file's content, decompressed if it is gzipped."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -180,13 +185,13 @@ def _lines(path: Path, stream: IO[bytes]) -> Iterator[str]:
             expected="UTF-8 text",
             remedy="save the file as UTF-8",
         ) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _broken(path, error) from error
 
 
 def _next_row(path: Path, table: Any) -> list[str] | None:
     """The next row that is not blank, or None at the end."""
-    csv.field_size_limit(_MAX_FIELD)
+    csv.field_size_limit(MAX_FIELD)
     try:
         for fields in table:
             if fields:

@@ -22,7 +22,7 @@ from moldistill import __version__
 from moldistill.core.errors import InputError, RunError
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value atomically, indented, keys in their order."""
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -128,8 +132,14 @@ def write_manifest(
     """Hash the named files of `folder` and write its manifest, which makes it finished."""
     entries = {name: FileEntry((folder / name).stat().st_size, hash_file(folder / name)) for name in sorted(files)}
     manifest = Manifest(kind, dict(inputs or {}), entries, dict(facts or {}))
-    write_json(folder / MANIFEST, asdict(manifest) | {"identity": manifest.identity})
+    write_text(folder / MANIFEST, _manifest_text(manifest))
     return manifest
+
+
+def _manifest_text(manifest: Manifest) -> str:
+    """The one text that a manifest is written as; its checksum covers the facts, which the identity does not."""
+    content = asdict(manifest) | {"identity": manifest.identity}
+    return _json_text(content | {"checksum": hash_object(content)})
 
 
 def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
@@ -159,6 +169,8 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
             expected=SCHEMA,
             remedy="make it again with this version",
         )
+    if hash_object({name: value for name, value in raw.items() if name != "checksum"}) != raw.get("checksum"):
+        raise InputError(f"{path} is damaged", got="another checksum than it states", remedy="make the folder again")
     for name, entry in manifest.files.items():
         file = folder / name
         size = file.stat().st_size if file.is_file() else None
@@ -171,9 +183,11 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
 
 
 def verify_hashes(folder: Path) -> list[str]:
-    """Names of the files whose content differs from the manifest (reads everything)."""
+    """Names of the files whose content differs from the manifest, itself included (reads everything)."""
     manifest = read_manifest(folder)
-    return [name for name, entry in manifest.files.items() if hash_file(folder / name) != entry.sha256]
+    # A byte between the values changes nothing that is read; that, too, is damage.
+    itself = [] if (folder / MANIFEST).read_bytes() == _manifest_text(manifest).encode() else [MANIFEST]
+    return itself + [name for name, entry in manifest.files.items() if hash_file(folder / name) != entry.sha256]
 
 
 def check_out(out: Path) -> Path:
@@ -210,9 +224,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-        _sync_folder(out.parent)
+        publish(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Give a finished folder its name, on the same disk; `out` must be new or empty."""
+    if out.exists():
+        out.rmdir()
+    folder.rename(out)
+    _sync_folder(out.parent)

@@ -36,6 +36,15 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def is_up() -> bool:
+    """Whether this process is connected to a Ray cluster, or RAY_ADDRESS names one that it can join."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 @contextmanager
 def cluster(cpus: int | None = None) -> Iterator[None]:
     """A block in which Ray is up.
@@ -77,7 +86,7 @@ def _start_local(folder: str, cpus: int) -> None:
             dashboard_host="127.0.0.1",
             _node_ip_address="127.0.0.1",
             _temp_dir=folder,
-            object_store_memory=200 * 2**20,
+            object_store_memory=max(200, 40 * cpus) * 2**20,
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,

@@ -36,9 +36,9 @@ def log(message: str) -> None:
 class _PlainBar:
     """Writes a line every PLAIN_INTERVAL seconds, and one at the end."""
 
-    def __init__(self, title: str, total: int | None) -> None:
+    def __init__(self, title: str, total: int | None, done: int) -> None:
         self.title, self.total = title, total
-        self.done = 0
+        self.done = self.before = done
         self.note = ""
         self.start = self.last = time.monotonic()
         self.written = -1
@@ -53,7 +53,7 @@ class _PlainBar:
     def write(self) -> None:
         self.written = self.done
         elapsed = max(time.monotonic() - self.start, 1e-9)
-        rate = self.done / elapsed
+        rate = (self.done - self.before) / elapsed
         share = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
         left = (
             f", {(self.total - self.done) / rate:.0f} s left"
@@ -64,10 +64,10 @@ class _PlainBar:
 
 
 @contextmanager
-def progress(title: str, total: int | None = None) -> Iterator[Bar]:
-    """A bar for `total` units of work (None: unknown), ended when the block ends."""
+def progress(title: str, total: int | None = None, *, done: int = 0) -> Iterator[Bar]:
+    """A bar for `total` units of work (None: unknown), `done` of them before the block; ended when the block ends."""
     if not is_interactive():
-        plain = _PlainBar(title, total)
+        plain = _PlainBar(title, total, done)
         yield plain
         if plain.written != plain.done:
             plain.write()
@@ -77,21 +77,29 @@ def progress(title: str, total: int | None = None) -> Iterator[Bar]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class _Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task(title, total=total, note="")
+        task = display.add_task(title, total=total, completed=done, note="")
 
         class RichBar:
             def advance(self, count: int = 1, note: str = "") -> None:

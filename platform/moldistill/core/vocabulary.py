@@ -6,6 +6,7 @@ A test holds each list to the installed ogb package. `misc` takes whatever is no
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 ATOM_FEATURES = (
     "atomic_num",
@@ -48,6 +49,13 @@ TEST_SPLITS = ("test-dev", "test-challenge")
 def bond_code(bond_type: int, stereo: int, conjugated: int) -> int:
     """The code of a bond with these feature indices, in 1 .. BOND_CODES - 1."""
     return 1 + (bond_type * BOND_SIZES[1] + stereo) * BOND_SIZES[2] + conjugated
+
+
+BOND_FEATURES_OF_CODE = (
+    (0, 0, 0),
+    *itertools.product(*(range(size) for size in BOND_SIZES)),
+)
+"""Feature indices (type, stereo, conjugation) of each bond code; zeros for code 0, which is no bond."""
 
 
 def vocabulary_hash() -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moldistill.chem.align import MATCHED, SAME_ORDER, Alignment, align
-from moldistill.chem.features import FINE, Graph, smiles_to_graph
+from moldistill.chem.align import MATCHED, SAME_ORDER
+from moldistill.chem.featurize import Graphs, featurize
+from moldistill.chem.placement import Alignments, Records, align_records
 from moldistill.core.shapes import Float, Int, UInt8
 
 
@@ -20,7 +20,7 @@ class ChunkTask:
 
     first: int
     smiles: tuple[str, ...]
-    records: tuple[bytes | None, ...]
+    records: Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,8 @@ class ChunkColumns:
     hydrogen_count: Int[np.ndarray, " rows"]
     byte_count: Int[np.ndarray, " rows"]
     atom_features: UInt8[np.ndarray, "atoms 9"]
-    bond_index: UInt8[np.ndarray, "bonds 2"]
-    bond_features: UInt8[np.ndarray, "bonds 3"]
-    shortest_paths: UInt8[np.ndarray, " paths"]
+    bonds: UInt8[np.ndarray, "bonds 3"]
+    shortest_paths: UInt8[np.ndarray, " pairs"]
     positions: Float[np.ndarray, "atoms 3"]
     hydrogen_positions: Float[np.ndarray, "hydrogens 3"]
     hydrogen_parent: UInt8[np.ndarray, " hydrogens"]
@@ -59,59 +58,33 @@ class ChunkColumns:
     @property
     def has_positions(self) -> NDArray[np.bool_]:
         """Which rows have a geometry."""
-        return np.isin(self.alignment, (SAME_ORDER, MATCHED))
+        return np.asarray((self.alignment == SAME_ORDER) | (self.alignment == MATCHED))
 
 
 def process(task: ChunkTask) -> ChunkColumns:
     """Featurize and align the rows of a chunk. Never raises for any text."""
-    graphs = [smiles_to_graph(smiles) for smiles in task.smiles]
-    alignments = [
-        None if record is None else align(smiles, graph, record.decode("utf-8", "replace"))
-        for smiles, graph, record in zip(task.smiles, graphs, task.records, strict=True)
-    ]
-    found = [item for item in alignments if item is not None]
+    graphs = featurize(task.smiles)
+    placed = align_records(task.smiles, graphs, task.records)
     text = [smiles.encode() for smiles in task.smiles]
     return ChunkColumns(
-        flag=np.array([graph.flag for graph in graphs], np.uint8),
-        alignment=np.array([-1 if item is None else item.case for item in alignments], np.int8),
-        atom_count=_counts(graphs, lambda graph: graph.atom_features),
-        bond_count=_counts(graphs, lambda graph: graph.bond_index),
-        hydrogen_count=np.array([0 if item is None else len(item.hydrogen_parent) for item in alignments], np.int64),
-        byte_count=np.array([len(item) for item in text], np.int64),
-        atom_features=_joined([graph.atom_features for graph in graphs], (0, 9), np.uint8),
-        bond_index=_joined([graph.bond_index for graph in graphs], (0, 2), np.uint8),
-        bond_features=_joined([graph.bond_features for graph in graphs], (0, 3), np.uint8),
-        shortest_paths=_joined([graph.shortest_paths.ravel() for graph in graphs], (0,), np.uint8),
-        positions=_joined(
-            [_positions(graph, item) for graph, item in zip(graphs, alignments, strict=True)], (0, 3), np.float32
-        ),
-        hydrogen_positions=_joined([item.hydrogen_positions for item in found], (0, 3), np.float32),
-        hydrogen_parent=_joined([item.hydrogen_parent for item in found], (0,), np.uint8),
+        flag=graphs.flag,
+        alignment=placed.case,
+        atom_count=graphs.atom_count,
+        bond_count=graphs.bond_count,
+        hydrogen_count=placed.hydrogen_count,
+        byte_count=np.fromiter(map(len, text), np.int64, len(text)),
+        atom_features=graphs.atom_features,
+        bonds=graphs.bonds,
+        shortest_paths=graphs.shortest_paths,
+        positions=placed.positions,
+        hydrogen_positions=placed.hydrogen_positions,
+        hydrogen_parent=placed.hydrogen_parent,
         smiles_bytes=np.frombuffer(b"".join(text), np.uint8),
-        notes=tuple(_notes(task, graphs, alignments)),
+        notes=tuple(_notes(task, graphs, placed)),
     )
 
 
-def _counts(graphs: Sequence[Graph], part: Callable[[Graph], Any]) -> Int[np.ndarray, " rows"]:
-    return np.array([len(part(graph)) for graph in graphs], np.int64)
-
-
-def _joined(parts: Sequence[Any], empty: tuple[int, ...], dtype: type[np.generic]) -> Any:
-    return np.concatenate([np.zeros(empty, dtype), *parts])
-
-
-def _positions(graph: Graph, alignment: Alignment | None) -> Float[np.ndarray, "atoms 3"]:
-    if alignment is not None and alignment.positions is not None:
-        return alignment.positions
-    return np.full((len(graph.atom_features), 3), np.nan, np.float32)
-
-
-def _notes(task: ChunkTask, graphs: Sequence[Graph], alignments: Sequence[Alignment | None]) -> list[Note]:
-    notes = []
-    for offset, (smiles, graph, alignment) in enumerate(zip(task.smiles, graphs, alignments, strict=True)):
-        row = task.first + offset
-        if graph.flag != FINE:
-            notes.append(Note(row, graph.flag, smiles, graph.reason))
-        elif alignment is not None and alignment.positions is None:
-            notes.append(Note(row, graph.flag, smiles, f"no positions: {alignment.reason}"))
-    return notes
+def _notes(task: ChunkTask, graphs: Graphs, placed: Alignments) -> Iterator[Note]:
+    for place in sorted({*graphs.reasons, *placed.reasons}):
+        reason = graphs.reasons.get(place) or f"no positions: {placed.reasons[place]}"
+        yield Note(task.first + place, int(graphs.flag[place]), task.smiles[place], reason)

@@ -6,6 +6,7 @@ The header is written for no rows and patched when the column is closed, so that
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from moldistill.core.errors import InputError
 
-Per = Literal["row", "row + 1", "atom", "bond", "path", "hydrogen", "byte"]
+Per = Literal["row", "row + 1", "atom", "bond", "pair", "hydrogen", "byte"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,25 @@ class ColumnSpec:
 
     @property
     def file(self) -> str:
+        """Name of its file."""
         return f"{self.name}.npy"
+
+    @property
+    def width(self) -> int:
+        """Bytes of one entry."""
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+    def size(self, length: int) -> int:
+        """Bytes of its file with `length` entries."""
+        return HEADER + length * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What was appended at one time: number of entries, and the CRC-32 of their bytes."""
+
+    entries: int
+    crc: int
 
 
 COLUMNS = (
@@ -41,13 +60,12 @@ COLUMNS = (
     ColumnSpec("has_positions", "|b1", "row"),
     ColumnSpec("atom_offsets", "<i8", "row + 1"),
     ColumnSpec("bond_offsets", "<i8", "row + 1"),
-    ColumnSpec("path_offsets", "<i8", "row + 1"),
+    ColumnSpec("pair_offsets", "<i8", "row + 1"),
     ColumnSpec("hydrogen_offsets", "<i8", "row + 1"),
     ColumnSpec("smiles_offsets", "<i8", "row + 1"),
     ColumnSpec("atom_features", "|u1", "atom", (9,)),
-    ColumnSpec("bond_index", "|u1", "bond", (2,)),
-    ColumnSpec("bond_features", "|u1", "bond", (3,)),
-    ColumnSpec("shortest_paths", "|u1", "path"),
+    ColumnSpec("bonds", "|u1", "bond", (3,)),
+    ColumnSpec("shortest_paths", "|u1", "pair"),
     ColumnSpec("positions", "<f4", "atom", (3,)),
     ColumnSpec("hydrogen_positions", "<f4", "hydrogen", (3,)),
     ColumnSpec("hydrogen_parent", "|u1", "hydrogen"),
@@ -55,30 +73,44 @@ COLUMNS = (
 )
 """Every column of a store."""
 
-_HEADER = 128  # bytes; a multiple of 64, as the format asks
+HEADER = 128
+"""Bytes before the first entry: a multiple of 64, as the format asks."""
 
 
 def _header(spec: ColumnSpec, length: int) -> bytes:
     """Header of format version 1.0, always of the same size."""
     shape = (length, *spec.shape)
     text = f"{{'descr': '{spec.dtype}', 'fortran_order': False, 'shape': {shape!r}, }}"
-    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + text.ljust(HEADER - 11).encode() + b"\n"
 
 
 class ColumnWriter:
-    """Appends arrays to `<folder>/<name>.npy`; the file is whole once `close` has run."""
+    """Appends arrays to `<folder>/<name>.npy`; the file is whole once `close` has run.
 
-    def __init__(self, folder: Path, spec: ColumnSpec) -> None:
+    length: entries that an earlier writer left there and that are kept; what follows them is cut off.
+    """
+
+    def __init__(self, folder: Path, spec: ColumnSpec, length: int = 0) -> None:
         self.spec = spec
-        self.length = 0
-        self._stream = (folder / spec.file).open("wb")
-        self._stream.write(_header(spec, 0))
+        self.length = length
+        self._stream = (folder / spec.file).open("r+b" if length else "wb")
+        if length:
+            self._stream.truncate(spec.size(length))
+            self._stream.seek(0, os.SEEK_END)
+        else:
+            self._stream.write(_header(spec, 0))
 
-    def append(self, values: NDArray[Any]) -> None:
+    def append(self, values: NDArray[Any]) -> Piece:
         """Write entries, converted to the column's dtype. Shape [entries, *spec.shape]."""
         assert values.shape[1:] == self.spec.shape, f"{self.spec.name}: {values.shape}"
-        self._stream.write(np.ascontiguousarray(values, self.spec.dtype).tobytes())
+        content = np.ascontiguousarray(values, self.spec.dtype).reshape(-1).view(np.uint8).data
+        self._stream.write(content)
         self.length += len(values)
+        return Piece(len(values), zlib.crc32(content))
+
+    def flush(self) -> None:
+        """Hand everything to the system: from then on it outlives this process."""
+        self._stream.flush()
 
     def close(self) -> None:
         """Patch the header and sync the file."""

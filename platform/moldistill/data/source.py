@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from moldistill.chem.reader import read_csv, read_splits
+from moldistill.chem.blocks import read_blocks
+from moldistill.chem.placement import Records
+from moldistill.chem.reader import read_splits
 from moldistill.chem.sdf import read_sdf
 from moldistill.core.errors import InputError
 from moldistill.core.progress import log
@@ -37,6 +40,7 @@ class Source:
     files: tuple[Path, ...]
     target: Float[np.ndarray, " rows"]
     split: Int[np.ndarray, " rows"]
+    blank_lines: int = 0
 
 
 def open_source(path: Path, settings: PrepareSettings) -> Source:
@@ -53,10 +57,10 @@ def open_source(path: Path, settings: PrepareSettings) -> Source:
     factor = ENERGY_IN_EV[settings.unit]
     if path.is_dir():
         return _open_root(path, settings, factor)
-    target, split = _read_table(path, settings.target, require_target=False)
+    target, split, blank = _read_table(path, settings.target, require_target=False)
     if (split < 0).all() and np.isfinite(target).any():
         split = random_splits(len(split), settings.seed)
-    return Source("csv", path, None, (path,), target * factor, split)
+    return Source("csv", path, None, (path,), target * factor, split, blank)
 
 
 def _open_root(path: Path, settings: PrepareSettings, factor: float) -> Source:
@@ -69,52 +73,71 @@ def _open_root(path: Path, settings: PrepareSettings, factor: float) -> Source:
             expected=f"{TABLES[0]}, {SPLIT_FILE} and {GEOMETRIES[-1]} in it",
             remedy=f"name {path / inside}" if inside else "check the path",
         )
-    target, _ = _read_table(table, settings.target, require_target=True)
+    target, _, blank = _read_table(table, settings.target, require_target=True)
     split = read_splits(path / SPLIT_FILE, len(target))
     sdf = next((path / name for name in GEOMETRIES if (path / name).is_file()), None)
     if sdf is None:
         log(f"{path} has no {GEOMETRIES[-1]}: the store will have no geometries, so that no teacher can be trained")
     files = (table, path / SPLIT_FILE, *([sdf] if sdf else []))
-    return Source("root", table, sdf, files, target * factor, split)
+    return Source("root", table, sdf, files, target * factor, split, blank)
 
 
 def _read_table(
     table: Path, target: str | None, *, require_target: bool
-) -> tuple[Float[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
-    pairs = [(row.target, row.split) for row in read_csv(table, target, require_target=require_target)]
-    return np.array([pair[0] for pair in pairs], np.float64), np.array([pair[1] for pair in pairs], np.int8)
+) -> tuple[Float[np.ndarray, " rows"], Int[np.ndarray, " rows"], int]:
+    """Targets as written, splits, and the number of blank lines."""
+    targets, splits, blank = [], [], 0
+    for block in read_blocks(table, target, require_target=require_target):
+        targets.append(block.target)
+        splits.append(block.split)
+        blank += block.blank_lines
+    return np.concatenate(targets), np.concatenate(splits), blank
 
 
 def read_tasks(
-    source: Source, settings: PrepareSettings, selected: Bool[np.ndarray, " rows"], size: int
+    source: Source, settings: PrepareSettings, selected: Bool[np.ndarray, " rows"], size: int, skip: int = 0
 ) -> Iterator[ChunkTask]:
     """The selected rows in chunks of `size`, in order, each training row with its SDF record.
 
-    Raises InputError where the SDF has fewer or more records than there are training rows.
+    skip: chunks that are left out at the beginning. Raises InputError where the SDF has fewer or more records than
+    there are training rows.
     """
-    records = read_sdf(source.sdf) if source.sdf is not None else None
-    expected, count, first = int((source.split == TRAIN).sum()), 0, 0
+    first = 0
     smiles: list[str] = []
-    chosen: list[bytes | None] = []
-    table = read_csv(source.table, settings.target, require_target=source.kind == "root")
-    for row, split, wanted in zip(table, source.split.tolist(), selected.tolist(), strict=True):
-        record = None
-        if records is not None and split == TRAIN:
-            record = next(records, None)
-            if record is None:
-                raise _wrong_count(source, count, expected)
-            count += 1
-        if not wanted:
-            continue
-        smiles.append(row.smiles)
-        chosen.append(record)
-        if len(smiles) == size:
-            yield ChunkTask(first, tuple(smiles), tuple(chosen))
+    records: list[bytes | None] = []
+    for part, found in _selected(source, settings, selected):
+        smiles += part
+        records += found
+        while len(smiles) >= size:
+            if first >= skip * size:
+                yield ChunkTask(first, tuple(smiles[:size]), Records.of(records[:size]))
             first += size
-            smiles, chosen = [], []
-    if smiles:
-        yield ChunkTask(first, tuple(smiles), tuple(chosen))
-    if records is not None and (excess := sum(1 for _ in records)):
+            del smiles[:size], records[:size]
+    if smiles and first >= skip * size:
+        yield ChunkTask(first, tuple(smiles), Records.of(records))
+
+
+def _selected(
+    source: Source, settings: PrepareSettings, selected: Bool[np.ndarray, " rows"]
+) -> Iterator[tuple[list[str], list[bytes | None]]]:
+    """SMILES and SDF records (None for rows without one) of the selected rows, block by block."""
+    stream = read_sdf(source.sdf) if source.sdf is not None else None
+    expected, count, start = int((source.split == TRAIN).sum()), 0, 0
+    for block in read_blocks(source.table, settings.target, require_target=source.kind == "root"):
+        end = start + len(block.smiles)
+        assert end <= len(selected), "the table grew while it was read"
+        records: list[bytes | None] = [None] * len(block.smiles)
+        if stream is not None:
+            for place in np.flatnonzero(source.split[start:end] == TRAIN).tolist():
+                records[place] = next(stream, None)
+                if records[place] is None:
+                    raise _wrong_count(source, count, expected)
+                count += 1
+        wanted = selected[start:end].tolist()
+        yield list(itertools.compress(block.smiles, wanted)), list(itertools.compress(records, wanted))
+        start = end
+    assert start == len(selected), "the table shrank while it was read"
+    if stream is not None and (excess := sum(1 for _ in stream)):
         raise _wrong_count(source, count + excess, expected)
 
 

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from moldistill.core.artifacts import Manifest, read_manifest
 from moldistill.core.errors import InputError
 from moldistill.core.shapes import Bool, Float, Int, UInt8
-from moldistill.core.vocabulary import FLAGS, FLAGS_WITH_GRAPH, SPLITS, vocabulary_hash
+from moldistill.core.vocabulary import BOND_FEATURES_OF_CODE, FLAGS, FLAGS_WITH_GRAPH, SPLITS, vocabulary_hash
 from moldistill.data.columns import COLUMNS, open_column
 from moldistill.data.splits import split_code
 
-STORE_SCHEMA = 1
+STORE_SCHEMA = 2
 """Version of the columns and facts of a store; a store of another version is refused."""
+
+_FEATURES_OF_CODE = np.array(BOND_FEATURES_OF_CODE, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Store:
     """Columns of a finished store, memory-mapped and read-only.
 
     row: source row. split: index into SPLITS, -1 none. target: eV, NaN unknown. flag: index into FLAGS.
-    Row i has atoms atom_offsets[i]:atom_offsets[i + 1], and so on; shortest_paths holds each matrix row by row.
+    Row i has atoms atom_offsets[i]:atom_offsets[i + 1], and so on. bonds: begin, end, `vocabulary.bond_code`.
+    shortest_paths: bonds between atoms i < j of a molecule, in the order of (i, j); 255 where unreachable.
     positions: Å, NaN where has_positions is false.
     """
 
@@ -57,13 +60,12 @@ class Store:
     has_positions: Bool[np.ndarray, " rows"]
     atom_offsets: Int[np.ndarray, " rows_and_one"]
     bond_offsets: Int[np.ndarray, " rows_and_one"]
-    path_offsets: Int[np.ndarray, " rows_and_one"]
+    pair_offsets: Int[np.ndarray, " rows_and_one"]
     hydrogen_offsets: Int[np.ndarray, " rows_and_one"]
     smiles_offsets: Int[np.ndarray, " rows_and_one"]
     atom_features: UInt8[np.ndarray, "atoms 9"]
-    bond_index: UInt8[np.ndarray, "bonds 2"]
-    bond_features: UInt8[np.ndarray, "bonds 3"]
-    shortest_paths: UInt8[np.ndarray, " paths"]
+    bonds: UInt8[np.ndarray, "bonds 3"]
+    shortest_paths: UInt8[np.ndarray, " pairs"]
     positions: Float[np.ndarray, "atoms 3"]
     hydrogen_positions: Float[np.ndarray, "hydrogens 3"]
     hydrogen_parent: UInt8[np.ndarray, " hydrogens"]
@@ -116,11 +118,11 @@ class Store:
 
     def molecule(self, row: int) -> Molecule:
         """Everything about one row."""
-        atoms, bonds, paths, hydrogens = (
+        atoms, bonds, pairs, hydrogens = (
             slice(offsets[row], offsets[row + 1])
-            for offsets in (self.atom_offsets, self.bond_offsets, self.path_offsets, self.hydrogen_offsets)
+            for offsets in (self.atom_offsets, self.bond_offsets, self.pair_offsets, self.hydrogen_offsets)
         )
-        size = atoms.stop - atoms.start
+        size = int(atoms.stop - atoms.start)
         split = int(self.split[row])
         return Molecule(
             row=row,
@@ -130,13 +132,20 @@ class Store:
             flag=FLAGS[self.flag[row]],
             target=float(self.target[row]),
             atom_features=self.atom_features[atoms],
-            bond_index=self.bond_index[bonds],
-            bond_features=self.bond_features[bonds],
-            shortest_paths=self.shortest_paths[paths].reshape(size, size),
+            bond_index=self.bonds[bonds, :2],
+            bond_features=_FEATURES_OF_CODE[self.bonds[bonds, 2]],
+            shortest_paths=_square(self.shortest_paths[pairs], size),
             positions=self.positions[atoms] if self.has_positions[row] else None,
             hydrogen_positions=self.hydrogen_positions[hydrogens],
             hydrogen_parent=self.hydrogen_parent[hydrogens],
         )
+
+
+def _square(pairs: UInt8[np.ndarray, " pairs"], size: int) -> UInt8[np.ndarray, "atoms atoms"]:
+    """The symmetric matrix, with a diagonal of zeros, whose upper triangle is given."""
+    square = np.zeros((size, size), np.uint8)
+    square[np.triu_indices(size, 1)] = pairs
+    return np.asarray(square + square.T)
 
 
 def _check_versions(path: Path, manifest: Manifest) -> None:
@@ -160,7 +169,7 @@ def _check_versions(path: Path, manifest: Manifest) -> None:
 def _check_lengths(path: Path, columns: dict[str, NDArray[Any]]) -> None:
     rows = len(columns["row"])
     expected = {"row": rows, "row + 1": rows + 1}
-    for per in ("atom", "bond", "path", "hydrogen"):
+    for per in ("atom", "bond", "pair", "hydrogen"):
         expected[per] = _last(columns[f"{per}_offsets"])
     expected["byte"] = _last(columns["smiles_offsets"])
     for spec in COLUMNS:

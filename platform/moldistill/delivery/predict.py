@@ -23,7 +23,8 @@ from moldistill.core.errors import InputError
 from moldistill.core.progress import progress
 from moldistill.core.settings import PrepareSettings
 from moldistill.core.vocabulary import FLAGS
-from moldistill.data.prepare import FLAGGED, prepare
+from moldistill.data.building import FLAGGED
+from moldistill.data.prepare import prepare
 from moldistill.data.store import Store
 from moldistill.delivery.ensemble import load_ensemble
 from moldistill.training import evaluate

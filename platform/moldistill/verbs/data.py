@@ -1,4 +1,4 @@
-"""Verbs that make data: label, prepare."""
+"""Verbs that make data and say what it is: label, download, prepare, stats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from moldistill.verbs.common import Json, Out, done
+from moldistill.core.progress import log
+from moldistill.verbs.common import Json, Out, done, print_json
 
 
 def label(
@@ -51,6 +52,46 @@ def label(
     done(summary, as_json, out, f"moldistill prepare {out} --store store")
 
 
+def download(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the root; new, empty, or begun by download.")],
+    without_geometry: Annotated[
+        bool, typer.Option("--without-geometry", help="Leave out the SDF of 1.6 GB: students need none, teachers do.")
+    ] = False,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Folder of a server that has the same files; it is tried first.")
+    ] = None,
+    keep_archive: Annotated[
+        bool, typer.Option("--keep-archive", help="Keep pcqm4m-v2.zip once it is unpacked.")
+    ] = False,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="Connections to an address that may fail in a row before it gives up.")
+    ] = 6,
+    as_json: Json = False,
+) -> None:
+    """Fetch the official files of PCQM4Mv2 into a root for `prepare`. Run it again after a stop: it goes on.
+
+    Example: moldistill download --out pcqm4m-v2
+    """
+    from moldistill.chem.download import download as run_download
+    from moldistill.chem.transfer import Patience
+
+    summary = run_download(
+        out,
+        geometry=not without_geometry,
+        mirror=mirror,
+        keep_archive=keep_archive,
+        patience=Patience(attempts=attempts),
+    )
+    following = f"moldistill prepare {out} --store store"
+    if summary.changed:
+        done(summary, as_json, out, following)
+        return
+    if as_json:
+        print_json(summary)
+    log(f"{out} is complete and was verified: there was nothing to do")
+    log(f"next:  {following}")
+
+
 def prepare(
     source: Annotated[
         Path, typer.Argument(metavar="ROOT|CSV", help="A root in PCQM4Mv2's layout, or a CSV of SMILES.")
@@ -61,22 +102,23 @@ def prepare(
     target: Annotated[str | None, typer.Option(help="Column of the target in a CSV.")] = None,
     unit: Annotated[str, typer.Option(help="Its unit: ev, hartree, kcal/mol, kj/mol, none.")] = "ev",
     seed: Annotated[int, typer.Option(help="Seed of the sample and of valid-3d.")] = 0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default as many as pay, or those of the Ray cluster.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a source into a memory-mapped store.
+    """Turn a source into a memory-mapped store. Stopped or killed, the same command goes on where it was.
 
     Example: moldistill prepare sample --store store
     """
     from moldistill.chem.sample import resolve_source
-    from moldistill.core.cluster import cluster
     from moldistill.core.config import build
     from moldistill.core.settings import PrepareSettings
     from moldistill.data.prepare import prepare as run_prepare
 
     raw = {"valid_3d": valid_3d, "limit": limit, "target": target, "unit": unit, "seed": seed}
     settings = build(PrepareSettings, raw, "prepare")
-    with cluster() if os.environ.get("RAY_ADDRESS") else nullcontext():  # one process is fast enough without a cluster
-        manifest = run_prepare(resolve_source(str(source)), store, settings)
+    manifest = run_prepare(resolve_source(str(source)), store, settings, processes=processes)
     facts = manifest.facts
     following = f"moldistill predict RUN {source} --out predictions.csv"
     if facts["target"]["known"]:
@@ -84,3 +126,46 @@ def prepare(
         role = "teacher" if has_geometry else "student"
         following = f"moldistill train {role}-small --store {store} --out {role}"
     done(manifest, as_json, store, following)
+
+
+def stats(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `prepare` wrote.")],
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates/--no-duplicates", help="Also look for molecules that occur more than once.")
+    ] = True,
+    listing: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write every row of a repeated molecule; a new file.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Difference of a molecule's labels (eV) that is no contradiction yet.")
+    ] = 1e-6,
+    as_json: Json = False,
+) -> None:
+    """Say what a store holds: sizes, elements, targets, molecules unlike those of training, duplicates, contradictions.
+
+    Example: moldistill stats store
+    """
+    from moldistill.core.cluster import cluster
+    from moldistill.core.errors import InputError
+    from moldistill.data.duplicates import check_csv, check_tolerance, write_csv
+    from moldistill.data.groups import find_groups
+    from moldistill.data.stats import store_stats
+    from moldistill.data.store import Store
+    from moldistill.verbs.stats_view import show
+
+    check_tolerance(tolerance)
+    if listing is not None:
+        if not duplicates:
+            raise InputError("--csv lists duplicates", got="--no-duplicates", remedy="leave one of the two out")
+        check_csv(listing)
+    opened = Store.open(store)
+    with cluster() if duplicates and os.environ.get("RAY_ADDRESS") else nullcontext():
+        groups = find_groups(opened) if duplicates else None
+    found = store_stats(opened, groups, tolerance=tolerance)
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+    if listing is not None and groups is not None:
+        write_csv(opened, groups, listing)
+        log(f"wrote {listing}")

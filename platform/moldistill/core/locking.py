@@ -1,0 +1,46 @@
+"""A lock file that one process holds; the system frees it when the process ends, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from moldistill.core.errors import InputError
+
+
+@contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`, which is removed at the end; its folder is made.
+
+    Raises InputError (`what` is going on) where another process holds it.
+    """
+    stream = _acquire(path, what)
+    with stream:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _acquire(path: Path, what: str) -> IO[str]:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stream = path.open("a", encoding="utf-8")
+        except FileNotFoundError:  # the folder went, with whoever held the lock
+            continue
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it may have removed the file meanwhile: a lock on a file without a name keeps nobody out.
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+        except FileNotFoundError:
+            pass
+        except BlockingIOError as error:
+            stream.close()
+            raise InputError(what, got=f"another process holds {path}", remedy="wait for it, or stop it") from error
+        stream.close()
