@@ -86,8 +86,9 @@ def _molecule(data: Bytes, at: int, tables: Bytes, features: Bytes, bonds: Bytes
     """Whether one molecule, from byte `at` to the end of `data`, was read whole."""
     if len(features) == 0:
         return False
+    value = np.empty(8, np.int64)
     for atom in range(len(features)):
-        at = _atom(data, at, tables, features[atom])
+        at = _atom(data, at, tables, value, features[atom])
         if at < 0:
             return False
     if at >= len(data) or data[at] != _ATOMS_END:
@@ -108,8 +109,12 @@ def _molecule(data: Bytes, at: int, tables: Bytes, features: Bytes, bonds: Bytes
 
 
 @numba.njit(cache=True, nogil=True)
-def _atom(data: Bytes, at: int, tables: Bytes, out: Bytes) -> int:
-    """Read one atom into out [9], its degree without its neighbours; where it ends, or -1."""
+def _atom(data: Bytes, at: int, tables: Bytes, value: Numbers, out: Bytes) -> int:
+    """Read one atom into out [9], its degree without its neighbours; where it ends, or -1.
+
+    value [8] is scratch. By bit of the fields: charge, chirality, hybridization, explicit hydrogens, explicit valence,
+    implicit hydrogens, radicals.
+    """
     if at + 6 > len(data):
         return -1
     flags, fields = data[at + 1], _little(data, at + 2)
@@ -117,8 +122,7 @@ def _atom(data: Bytes, at: int, tables: Bytes, out: Bytes) -> int:
         return -1
     out[0] = tables[0, data[at]]
     at += 6
-    # By bit: charge, chirality, hybridization, explicit hydrogens, explicit valence, implicit hydrogens, radicals.
-    value = np.zeros(8, np.int64)
+    value[:] = 0
     value[3] = 4  # sp3 is not written
     for bit in range(1, 8):
         if fields >> bit & 1:

@@ -26,6 +26,9 @@ from moldistill.core.vocabulary import (
     bond_code,
 )
 
+REASON = 300
+"""Characters that a reason may have."""
+
 FINE, UNSANITIZED, REFUSED, TOO_LARGE, EMPTY = range(len(FLAGS))
 
 
@@ -86,6 +89,7 @@ def smiles_to_graph(smiles: str) -> Graph:
     flag, reason = FINE, ""
     if molecule is None:
         molecule, reason = parse_as_written(smiles)
+        reason = reason if len(reason) <= REASON else reason[: REASON - 1] + "…"  # RDKit repeats the SMILES in it
         flag = UNSANITIZED
     if molecule is None:
         return Graph(REFUSED, reason)

@@ -175,9 +175,11 @@ class Building(ExitStack):
     def _table(self, size: int | None) -> IO[bytes]:
         """The table of flagged rows, with `size` bytes of rows kept; None: a new one."""
         header = _table_header()
-        if size is None:
-            (self.folder / FLAGGED).write_bytes(header)
-        stream = (self.folder / FLAGGED).open("r+b")
+        path = self.folder / FLAGGED
+        if size is None or not path.is_file():
+            path.write_bytes(header)
+        stream = path.open("r+b")
+        stream.write(header)  # also over an old one, which no line of the ledger vouches for
         stream.truncate(len(header) + (size or 0))
         stream.seek(0, io.SEEK_END)
         return stream
