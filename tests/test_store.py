@@ -97,6 +97,9 @@ def test_a_column_of_another_type_or_with_objects_is_refused(tmp_path: Path) -> 
     with pytest.raises(InputError, match="another type"):
         open_column(tmp_path, spec)
     np.save(tmp_path / "flag.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(InputError, match="another type"):
+        open_column(tmp_path, spec)
+    (tmp_path / "flag.npy").unlink()
     with pytest.raises(InputError, match="is not a column"):
         open_column(tmp_path, spec)
 

@@ -9,9 +9,10 @@ fields follow (4 bytes), fields. Marker, bonds: begin, end, flags, fields. Marke
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from moldistill.core.compiled import compiled
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -24,7 +25,7 @@ _STRANGE_ATOM = 0b11110  # a query, or something else that table look-ups unders
 _STRANGE_BOND = 0b10010001
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def measure(data: Bytes, ends: Numbers, atoms: Numbers, bonds: Numbers, limit: int) -> None:
     """Numbers of atoms and bonds of each molecule by its header; 0 atoms for what `decode` cannot read.
 
@@ -41,7 +42,7 @@ def measure(data: Bytes, ends: Numbers, atoms: Numbers, bonds: Numbers, limit: i
             bonds[row] = _little(data, start + 24)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _known(data: Bytes, start: int) -> bool:
     for place in range(4):
         if data[start + place] != _MAGIC[place]:
@@ -49,12 +50,12 @@ def _known(data: Bytes, start: int) -> bool:
     return _little(data, start + 8) == _VERSION[0] and _little(data, start + 12) == _VERSION[1]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _little(data: Bytes, at: int) -> int:
     return int(data[at] | data[at + 1] << 8 | data[at + 2] << 16 | data[at + 3] << 24)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def decode(
     data: Bytes,
     ends: Numbers,
@@ -81,7 +82,7 @@ def decode(
         )
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _molecule(data: Bytes, at: int, tables: Bytes, features: Bytes, bonds: Bytes) -> bool:
     """Whether one molecule, from byte `at` to the end of `data`, was read whole."""
     if len(features) == 0:
@@ -108,7 +109,7 @@ def _molecule(data: Bytes, at: int, tables: Bytes, features: Bytes, bonds: Bytes
     return _rings(data, at + 1, features)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _atom(data: Bytes, at: int, tables: Bytes, value: Numbers, out: Bytes) -> int:
     """Read one atom into out [9], its degree without its neighbours; where it ends, or -1.
 
@@ -142,7 +143,7 @@ def _atom(data: Bytes, at: int, tables: Bytes, value: Numbers, out: Bytes) -> in
     return at + 4 if fields & 256 else at  # the isotope
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _bond(data: Bytes, at: int, tables: Bytes, out: Bytes, atoms: int) -> int:
     """Read one bond into out [3]; where it ends, or -1."""
     if at + 3 > len(data):
@@ -169,7 +170,7 @@ def _bond(data: Bytes, at: int, tables: Bytes, out: Bytes, atoms: int) -> int:
     return at
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _rings(data: Bytes, at: int, features: Bytes) -> bool:
     """Mark the members of the rings that begin at byte `at`."""
     count = _little(data, at)
@@ -188,7 +189,7 @@ def _rings(data: Bytes, at: int, features: Bytes) -> bool:
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def shortest_paths(atom_ends: Numbers, bond_ends: Numbers, bonds: Bytes, pair_ends: Numbers, paths: Bytes) -> None:
     """Fill paths [pairs], given as 255, with the bonds between atoms i < j of each molecule, in the order of (i, j).
 

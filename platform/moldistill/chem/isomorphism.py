@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from moldistill.core.compiled import compiled
 
 Integers = NDArray[np.int64]
 Mapping = NDArray[np.int64]
@@ -22,7 +23,7 @@ _OTHER = 5
 _MAX_STEPS = 200_000  # of the search, far above what molecules need; then the graphs count as different
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def find_mapping(
     number: Integers,
     charge: Integers,
@@ -60,7 +61,7 @@ def find_mapping(
     return _search(colours, _matrix(n, bonds), _matrix(n, bonds_2), strict), tied
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def is_mapping(
     number: Integers,
     charge: Integers,
@@ -86,7 +87,7 @@ def is_mapping(
     return len(bonds) == len(bonds_2)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _agree(code: int, code_2: int, strict: bool) -> bool:
     if code_2 == 0:
         return False
@@ -97,7 +98,7 @@ def _agree(code: int, code_2: int, strict: bool) -> bool:
     return bool(code == _AROMATIC and code_2 <= 2)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _matrix(n: int, bonds: Integers) -> Matrix:
     matrix = np.zeros((n, n), np.int8)
     for bond in range(len(bonds)):
@@ -106,12 +107,12 @@ def _matrix(n: int, bonds: Integers) -> Matrix:
     return matrix
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _first_colours(number: Integers, charge: Integers, hydrogens: Integers, strict: bool) -> Integers:
     return number + 256 * hydrogens + (65536 * (charge + 128) if strict else 0 * charge)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _refined(colours: Integers, bonds: Integers, colours_2: Integers, bonds_2: Integers) -> Integers:
     """Colours of the atoms of graph 1 and then of graph 2, refined until no class splits any more."""
     n = len(colours)
@@ -135,7 +136,7 @@ def _refined(colours: Integers, bonds: Integers, colours_2: Integers, bonds_2: I
         classes = both.max()
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _scramble(value: int) -> int:
     """Multiplicative hashing; int64 arithmetic wraps."""
     value = (value + 0x9E3779B97F4A7C1) * 0x2545F4914F6CDD1D
@@ -143,13 +144,13 @@ def _scramble(value: int) -> int:
     return value * 0x369DEA0F31A53F85
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _dense(values: Integers) -> Integers:
     """Each value replaced by its rank among the different values."""
     return np.searchsorted(np.unique(values), values)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _order(colours: Integers, matrix: Matrix) -> tuple[Mapping, Mapping]:
     """Atoms so that each follows a neighbour (its anchor) where its fragment has begun; rare colours begin."""
     n = len(matrix)
@@ -172,7 +173,7 @@ def _order(colours: Integers, matrix: Matrix) -> tuple[Mapping, Mapping]:
     return order, anchor
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _search(colours: Integers, matrix: Matrix, matrix_2: Matrix, strict: bool) -> Any:
     n = len(matrix)
     order, anchor = _order(colours, matrix)
@@ -203,7 +204,7 @@ def _search(colours: Integers, matrix: Matrix, matrix_2: Matrix, strict: bool) -
     return mapping if place == n else np.empty(0, np.int64)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _fits(
     atom: int,
     candidate: int,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
+
+from moldistill.core.compiled import compiled
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -35,7 +36,7 @@ def _symbols() -> Bytes:
 SYMBOLS = _symbols()
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def read_record(
     data: Bytes, symbols: Bytes, number: Numbers, charge: Numbers, bonds: Numbers, positions: NDArray[np.float64]
 ) -> tuple[int, int]:
@@ -48,7 +49,9 @@ def read_record(
     for _ in range(3):
         at = _next_line(data, at)
     end = _line_end(data, at)
-    if end - at < 39 or not _is(data, at + 34, (86, 50, 48, 48, 48)) or _integer(data, at + 6, at + 9) != 0:  # V2000
+    if end - at < 39 or not _is(data, at + 34, (86, 50, 48, 48, 48)) or not _integers(data[:end], at, at + 33):  # V2000
+        return no
+    if _integer(data, at + 6, at + 9) != 0:  # atom lists
         return no
     atoms, count = _integer(data, at, at + 3), _integer(data, at + 3, at + 6)
     if not (0 < atoms <= MAX_RECORD and 0 <= count <= MAX_RECORD):
@@ -64,21 +67,22 @@ def read_record(
     return (atoms, count) if _read_properties(data, _next_line(data, at), charge[:atoms]) else no
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _next_line(data: Bytes, at: int) -> int:
     while at < len(data) and data[at] != _NEWLINE:
         at += 1
     return min(at + 1, len(data))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _line_end(data: Bytes, at: int) -> int:
-    while at < len(data) and data[at] != _NEWLINE and data[at] != _RETURN:
+    begin = at
+    while at < len(data) and data[at] != _NEWLINE:
         at += 1
-    return at
+    return at - 1 if at > begin and data[at - 1] == _RETURN else at
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _is(data: Bytes, at: int, text: Any) -> bool:
     if at + len(text) > len(data):
         return False
@@ -88,7 +92,7 @@ def _is(data: Bytes, at: int, text: Any) -> bool:
     return same
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _integer(line: Bytes, begin: int, end: int) -> int:
     """The number in columns begin to end; 0 where they are blank or past the line's end, _BAD for anything else."""
     end = min(end, len(line))
@@ -112,7 +116,16 @@ def _integer(line: Bytes, begin: int, end: int) -> int:
     return -value if negative else value
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
+def _integers(line: Bytes, begin: int, end: int) -> bool:
+    """Whether each three columns from begin to end hold a number or nothing."""
+    fine = True
+    for at in range(begin, end, 3):
+        fine &= _integer(line, at, at + 3) != _BAD
+    return fine
+
+
+@compiled
 def _decimal(line: Bytes, begin: int, end: int) -> float:
     """The number in columns begin to end, NaN for anything but a plain decimal.
 
@@ -140,7 +153,7 @@ def _decimal(line: Bytes, begin: int, end: int) -> float:
     return -value if negative else value
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _read_atom(
     line: Bytes,
     at: int,
@@ -167,10 +180,11 @@ def _read_atom(
     charge[atom] = 4 - code if code != 0 else 0
     # Mass difference, hydrogen count and valence change what RDKit makes of an atom, code 4 makes it a radical.
     plain = _integer(line, at + 34, at + 36) == 0 and _integer(line, at + 42, at + 45) == 0
-    return number[atom] > 0 and plain and _integer(line, at + 48, at + 51) == 0 and 0 <= code <= 7 and code != 4
+    plain &= _integer(line, at + 48, at + 51) == 0 and _integers(line, at + 36, at + 69) and len(line) <= at + 69
+    return number[atom] > 0 and plain and 0 <= code <= 7 and code != 4
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _read_bond(line: Bytes, at: int, bonds: Numbers, bond: int, atoms: int) -> bool:
     begin, end, order = _integer(line, at, at + 3), _integer(line, at + 3, at + 6), _integer(line, at + 6, at + 9)
     bonds[bond, 0], bonds[bond, 1], bonds[bond, 2] = begin - 1, end - 1, order
@@ -181,10 +195,11 @@ def _read_bond(line: Bytes, at: int, bonds: Numbers, bond: int, atoms: int) -> b
         if same or (bonds[other, 1] == begin - 1 and bonds[other, 0] == end - 1):
             return False
     # Topology and reacting centre make queries.
-    return _integer(line, at + 15, at + 18) == 0 and _integer(line, at + 18, at + 21) == 0
+    plain = _integer(line, at + 15, at + 18) == 0 and _integer(line, at + 18, at + 21) == 0
+    return plain and _integers(line, at + 9, at + 15) and len(line) <= at + 21
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _read_properties(data: Bytes, at: int, charge: Numbers) -> bool:
     """Take over the charges of the lines before `M  END`; whether there was nothing else that matters."""
     charged = False
@@ -211,7 +226,7 @@ def _read_properties(data: Bytes, at: int, charge: Numbers) -> bool:
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def count_hydrogens(number: Numbers, charge: Numbers, bonds: Numbers, hydrogens: Numbers) -> bool:
     """Fill hydrogens [atoms]: those bound, or, in a record without any, those that valences leave.
 
@@ -239,7 +254,7 @@ def count_hydrogens(number: Numbers, charge: Numbers, bonds: Numbers, hydrogens:
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _valences(number: int) -> int:
     """The lowest valence of a common element; 0 for others. Boron is left out: its ions follow other rules."""
     if number == 6 or number == 14:
@@ -253,7 +268,7 @@ def _valences(number: int) -> int:
     return 0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _missing(number: int, bonded: int) -> int:
     """Hydrogens that bring `bonded` up to the nearest valence of the element; 0 above the highest."""
     lowest = _valences(number)

@@ -64,8 +64,13 @@ def is_too_long(smiles: str, limit: int) -> int | None:
 
 def parse_as_written(smiles: str) -> tuple[Chem.Mol | None, str]:
     """The molecule without RDKit's sanitization (None if the text is no SMILES), and what was wrong with it."""
-    with captured_log() as lines:
-        molecule = Chem.MolFromSmiles(smiles, sanitize=False)
+    if smiles.isascii():
+        with captured_log() as lines:
+            molecule = Chem.MolFromSmiles(smiles, sanitize=False)
+    else:  # RDKit's log may cut a character in two, which Python's cannot take
+        lines = ["SMILES Parse Error: characters beyond ASCII"]
+        with rdBase.BlockLogs():
+            molecule = Chem.MolFromSmiles(smiles, sanitize=False)
     if molecule is None:
         return None, lines[0] if lines else "RDKit refuses the SMILES"
     with rdBase.BlockLogs():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from moldistill.chem.align import MATCHED, SAME_ORDER
 from moldistill.chem.isomorphism import find_mapping
 from moldistill.chem.molblock import MAX_RECORD, count_hydrogens, read_record
+from moldistill.core.compiled import compiled
 
 ASK = -2
 """Case of a row that `align.align` must look at."""
@@ -19,7 +19,7 @@ Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def place_records(
     data: Bytes,
     ends: Numbers,
@@ -39,47 +39,33 @@ def place_records(
 
     Rows whose record, or whose alignment, is not plain are left with the case ASK.
     """
-    number, charge, hydrogens = (
-        np.empty(MAX_RECORD, np.int64),
-        np.empty(MAX_RECORD, np.int64),
-        np.empty(MAX_RECORD, np.int64),
-    )
-    bonds, xyz = np.empty((MAX_RECORD, 3), np.int64), np.empty((MAX_RECORD, 3), np.float64)
+    scratch, bonds = np.empty((3, MAX_RECORD), np.int64), np.empty((MAX_RECORD, 3), np.int64)
+    xyz = np.empty((MAX_RECORD, 3), np.float64)
     used = 0
     for row in range(len(case)):
         if not present[row]:
             continue
         case[row] = ASK
         first, last = atom_ends[row], atom_ends[row + 1]
-        if first == last:
+        atoms, count = read_record(data[ends[row] : ends[row + 1]], symbols, scratch[0], scratch[1], bonds, xyz)
+        if first == last or atoms < 1 or not _spread(xyz[:atoms]):
             continue
-        atoms, count = read_record(data[ends[row] : ends[row + 1]], symbols, number, charge, bonds, xyz)
-        if atoms < 1 or not _spread(xyz[:atoms]):
+        number, charge, hydrogens = scratch[0, :atoms], scratch[1, :atoms], scratch[2, :atoms]
+        if not count_hydrogens(number, charge, bonds[:count], hydrogens):
             continue
-        if not count_hydrogens(number[:atoms], charge[:atoms], bonds[:count], hydrogens[:atoms]):
-            continue
-        features, ours = atom_features[first:last], graph_bonds[bond_ends[row] : bond_ends[row + 1]]
-        found, mapping = _mapped(features, ours, number[:atoms], charge[:atoms], hydrogens[:atoms], bonds[:count])
+        ours = graph_bonds[bond_ends[row] : bond_ends[row + 1]]
+        found, mapping = _mapped(atom_features[first:last], ours, number, charge, hydrogens, bonds[:count])
         if found == ASK:
             continue
-        added = _place(
-            ours,
-            number[:atoms],
-            bonds[:count],
-            mapping,
-            xyz,
-            positions[first:last],
-            hydrogen_positions[used:],
-            hydrogen_parent[used:],
-        )
+        out, parents = hydrogen_positions[used:], hydrogen_parent[used:]
+        added = _place(ours, number, bonds[:count], mapping, xyz, positions[first:last], out, parents)
         if added >= 0:
-            case[row] = found
-            hydrogen_count[row] = added
+            case[row], hydrogen_count[row] = found, added
             used += added
     return used
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _spread(xyz: NDArray[np.float64]) -> bool:
     """Whether the atoms do not all lie in one place."""
     for atom in range(1, len(xyz)):
@@ -89,14 +75,14 @@ def _spread(xyz: NDArray[np.float64]) -> bool:
     return len(xyz) == 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _heavy(number: Numbers) -> Numbers:
     """Atoms other than hydrogen; all of them where there is nothing else."""
     heavy = np.flatnonzero(number > 1)
     return heavy if len(heavy) else np.arange(len(number))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _part(bonds: Numbers, heavy: Numbers, atoms: int) -> Numbers:
     """Bonds among the heavy atoms, numbered among themselves."""
     place = np.full(atoms, -1)
@@ -111,40 +97,22 @@ def _part(bonds: Numbers, heavy: Numbers, atoms: int) -> Numbers:
     return part[:count]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _mapped(
     features: Bytes, graph_bonds: Bytes, number: Numbers, charge: Numbers, hydrogens: Numbers, bonds: Numbers
 ) -> tuple[int, Numbers]:
     """Case, and the record's atom for each of the graph's, -1 for its hydrogens. As `align._map_heavy`."""
-    size = len(features)
-    ours_number, ours_charge, ours_hydrogens = (
-        np.empty(size, np.int64),
-        np.empty(size, np.int64),
-        np.empty(size, np.int64),
-    )
-    ours_bonds = np.empty((len(graph_bonds), 3), np.int64)
-    for atom in range(size):
-        ours_number[atom] = int(features[atom, 0]) + 1
-        ours_charge[atom] = int(features[atom, 3]) - 5
-        ours_hydrogens[atom] = features[atom, 4]
-    stereo = features[:, 1] > 0
-    for bond in range(len(graph_bonds)):
-        begin, end, code = graph_bonds[bond, 0], graph_bonds[bond, 1], int(graph_bonds[bond, 2]) - 1
-        ours_bonds[bond, 0], ours_bonds[bond, 1], ours_bonds[bond, 2] = begin, end, code // 12 + 1
-        if code // 2 % 6 > 0:
-            stereo[begin] = stereo[end] = True
-        ours_hydrogens[begin] += ours_number[end] == 1
-        ours_hydrogens[end] += ours_number[begin] == 1
-    left, right = _heavy(ours_number), _heavy(number)
-    whole = np.full(size, -1)
+    ours, ours_bonds, stereo = _graph_side(features, graph_bonds)
+    left, right = _heavy(ours[0]), _heavy(number)
+    whole = np.full(len(features), -1)
     if len(left) != len(right):
         return ASK, whole
-    left_bonds, right_bonds = _part(ours_bonds, left, size), _part(bonds, right, len(number))
+    left_bonds, right_bonds = _part(ours_bonds, left, len(features)), _part(bonds, right, len(number))
     for strict in (True, False):
         mapping, tied = find_mapping(
-            ours_number[left],
-            ours_charge[left],
-            ours_hydrogens[left],
+            ours[0][left],
+            ours[1][left],
+            ours[2][left],
             left_bonds,
             number[right],
             charge[right],
@@ -165,7 +133,26 @@ def _mapped(
     return ASK, whole
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
+def _graph_side(features: Bytes, graph_bonds: Bytes) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
+    """Of the graph: number, charge, hydrogens [3, atoms], bonds [bonds, 3] with orders, which atoms have stereo."""
+    atoms, bonds = np.empty((3, len(features)), np.int64), np.empty((len(graph_bonds), 3), np.int64)
+    for atom in range(len(features)):
+        atoms[0, atom] = int(features[atom, 0]) + 1
+        atoms[1, atom] = int(features[atom, 3]) - 5
+        atoms[2, atom] = features[atom, 4]
+    stereo = features[:, 1] > 0
+    for bond in range(len(graph_bonds)):
+        begin, end, code = graph_bonds[bond, 0], graph_bonds[bond, 1], int(graph_bonds[bond, 2]) - 1
+        bonds[bond, 0], bonds[bond, 1], bonds[bond, 2] = begin, end, code // 12 + 1
+        if code // 2 % 6 > 0:
+            stereo[begin] = stereo[end] = True
+        atoms[2, begin] += atoms[0, end] == 1
+        atoms[2, end] += atoms[0, begin] == 1
+    return atoms, bonds, stereo
+
+
+@compiled
 def _place(
     graph_bonds: Bytes,
     number: Numbers,
@@ -205,7 +192,7 @@ def _place(
     return used
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _free_hydrogens(number: Numbers, bonds: Numbers, mapping: Numbers) -> tuple[Numbers, Numbers]:
     """The record's hydrogens that stand for no atom of the graph, and the graph's atom that each is bound to."""
     owner = np.full(len(number), -1)
@@ -222,7 +209,7 @@ def _free_hydrogens(number: Numbers, bonds: Numbers, mapping: Numbers) -> tuple[
     return hydrogen[:count], parent[:count]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _first(values: Numbers, wanted: int) -> int:
     for index in range(len(values)):
         if values[index] == wanted:

@@ -6,6 +6,7 @@ which hold nothing of the third dimension: that inference needs only SMILES is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -20,15 +21,23 @@ class _Movable:
 
     __slots__ = ()
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        moved: dict[str, object] = {}
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, object] = {}
         for item in fields(self):  # type: ignore[arg-type]  # mixed into dataclasses only
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
-                moved[item.name] = value.to(device, non_blocking=non_blocking)
+                changed[item.name] = change(value)
             elif isinstance(value, _Movable):
-                moved[item.name] = value.to(device, non_blocking)
-        return replace(self, **moved)  # type: ignore[type-var]  # mixed into dataclasses only
+                changed[item.name] = value._each(change)
+        return replace(self, **changed)  # type: ignore[type-var]  # mixed into dataclasses only
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """The same on `device`; non_blocking lets the copy from pinned memory run beside what follows."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory. PyTorch's DataLoader calls it, too, where it is asked to pin."""
+        return self._each(lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ FeatureScheme = Literal["none", "layer_norm", "standardize", "whiten", "unit"]
 SizeScheme = Literal["sum", "molecule_mean", "coordinated", "power", "batch_mean", "dataset_mean", "gradient_matched"]
 Shape = Literal["constant", "linear", "cosine", "warmup", "decay"]
 
+ROOMY = 256
+"""Atoms that always hold a molecule: larger ones have no graph in a store (`vocabulary.MAX_ATOMS`)."""
+
 
 def bounded(
     default: Any, *, gt: float | None = None, ge: float | None = None, lt: float | None = None, le: float | None = None
@@ -60,12 +63,15 @@ class OptimizerSettings:
 class TrainingSettings:
     """How long, how, and on what a model is trained.
 
-    batch_size is global: workers share it. ema is the decay of the averaged weights, which are evaluated and kept.
-    position_noise is the standard deviation (Å) of Gaussian noise on a teacher's training positions.
+    batch_size (molecules) is global: workers share it. atoms_per_batch, where given, takes its place, and batch_size is
+    not read: as many molecules as keep the largest of them times their number within this many atoms, all workers
+    together. ema is the decay of the averaged weights, which are evaluated and kept. position_noise is the standard
+    deviation (Å) of Gaussian noise on a teacher's training positions.
     """
 
     epochs: int = bounded(20, ge=1, le=100_000)
     batch_size: int = bounded(64, ge=1, le=65_536)
+    atoms_per_batch: int | None = bounded(None, ge=ROOMY)
     seed: int = bounded(0, ge=0)
     ema: float = bounded(0.99, ge=0, lt=1)
     position_noise: float = bounded(0.0, ge=0, le=1)
@@ -76,6 +82,20 @@ class TrainingSettings:
     cpus_per_worker: int = bounded(1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: int = bounded(2, ge=0)
+
+    def __post_init__(self) -> None:
+        if self.atoms_per_batch is not None and self.atoms_per_batch < ROOMY * self.workers:
+            raise ValueError(
+                f"atoms_per_batch {self.atoms_per_batch} is shared by {self.workers} workers, and each needs {ROOMY}: "
+                f"give {ROOMY * self.workers} or more, or fewer workers"
+            )
+
+    @property
+    def batching(self) -> dict[str, int]:
+        """What `data.batches.epoch_batches` cuts batches by."""
+        if self.atoms_per_batch is not None:
+            return {"atoms_per_batch": self.atoms_per_batch}
+        return {"batch_size": self.batch_size}
 
 
 @dataclass(frozen=True, slots=True)

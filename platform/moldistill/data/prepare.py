@@ -23,6 +23,7 @@ from moldistill.core.vocabulary import FLAGS, SPLITS, vocabulary_hash
 from moldistill.data.building import FLAGGED, Building, building, discard_remains
 from moldistill.data.chunks import process
 from moldistill.data.columns import COLUMNS
+from moldistill.data.duplicates import duplicates_summary
 from moldistill.data.source import TRAIN, Source, open_source, read_tasks
 from moldistill.data.splits import mark_valid_3d, sample_rows, split_hash
 from moldistill.data.store import STORE_SCHEMA
@@ -58,12 +59,13 @@ def prepare(source: Path, out: Path, settings: PrepareSettings, *, processes: in
         eligible = build.has_positions() & np.isfinite(target)
         split = mark_valid_3d(split, eligible, settings.valid_3d, settings.seed)
         build.complete({"row": rows, "split": split, "target": target})
+        facts = _facts(origin, plan, rows, split, target, build) | {"duplicates": duplicates_summary(build.folder)}
         manifest = write_manifest(
             build.folder,
             "store",
             files=[*(spec.file for spec in COLUMNS), FLAGGED],
             inputs=plan["inputs"],
-            facts=_facts(origin, plan, rows, split, target, build),
+            facts=facts,
         )
         build.publish()
     _log_summary(manifest.facts)
@@ -172,6 +174,12 @@ def _log_summary(facts: Any) -> None:
 
     log(f"{facts['rows']:,} rows. Splits: {counts('splits')}. Flags: {counts('flags')}.")
     log(f"SDF records: {counts('alignment')}.")
+    if (found := facts["duplicates"])["molecules"]:
+        log(
+            f"duplicates: {found['molecules']:,} molecules occur more than once, in {found['rows']:,} rows; "
+            f"{found['crossing']:,} of them in several splits, {found['contradicting']:,} with labels that contradict "
+            "each other (`moldistill stats` lists them)"
+        )
     if blank := facts["source"]["blank_lines"]:
         log(f"{blank:,} blank lines of the table are no rows")
     if not facts["target"]["known"]:

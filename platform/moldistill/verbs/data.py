@@ -151,7 +151,8 @@ def stats(
     from moldistill.data.groups import find_groups
     from moldistill.data.stats import store_stats
     from moldistill.data.store import Store
-    from moldistill.verbs.stats_view import show
+    from moldistill.verbs.sections import show
+    from moldistill.verbs.stats_view import sections
 
     check_tolerance(tolerance)
     if listing is not None:
@@ -165,7 +166,7 @@ def stats(
     if as_json:
         print_json(found)
     else:
-        show(found)
+        show(list(sections(found)))
     if listing is not None and groups is not None:
         write_csv(opened, groups, listing)
         log(f"wrote {listing}")

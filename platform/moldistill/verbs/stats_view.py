@@ -1,21 +1,12 @@
-"""How `stats` shows a store: the same sections as rich tables on a terminal, and as plain aligned text elsewhere."""
+"""What `stats` shows of a store, section by section."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-from moldistill.core.progress import is_interactive
-from moldistill.core.tables import text_table
 from moldistill.data.duplicates import Duplicates, Repeated
 from moldistill.data.stats import SplitStats, StoreStats
-
-BAR = 24
-"""Characters of the longest bar."""
-
-LONGEST = 60
-"""Characters of a SMILES that are shown."""
+from moldistill.verbs.sections import BAR, Section, bar, count_of, energy, percent, printable
 
 SHOWN = 5
 """Molecules of each kind, and rows of a molecule, that are shown; --json has more, --csv all."""
@@ -24,65 +15,6 @@ ELEMENTS = 20
 """Elements that are shown."""
 
 ALL = "all rows"
-
-Rows = list[list[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A titled table, and sentences below it. bars: the last column holds bars. alarm: this deserves a look."""
-
-    title: str
-    header: Sequence[str]
-    rows: Rows
-    notes: Sequence[str] = ()
-    bars: bool = False
-    alarm: bool = False
-
-
-def show(stats: StoreStats) -> None:
-    """Write the sections to stdout."""
-    found = list(sections(stats))
-    if is_interactive() and sys.stdout.isatty():
-        _show_rich(found)
-    else:
-        sys.stdout.write(plain(found))
-
-
-def plain(found: Sequence[Section]) -> str:
-    """The sections as aligned text."""
-    parts = []
-    for section in found:
-        lines = [section.title]
-        if section.rows:
-            lines.append(text_table(section.header, section.rows))
-        parts.append("\n".join([*lines, *section.notes]) + "\n")
-    return "\n".join(parts)
-
-
-def _show_rich(found: Sequence[Section]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False, markup=False)
-    for section in found:
-        colour = "yellow" if section.alarm else "cyan"
-        console.print(Text(section.title, f"bold {colour}"))
-        if section.rows:
-            table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
-            last = len(section.header) - 1
-            for place, name in enumerate(section.header):
-                is_bar = section.bars and place == last
-                left = place == 0 or is_bar
-                table.add_column(name, justify="left" if left else "right", style=colour if is_bar else "")
-            for row in section.rows:
-                table.add_row(*map(Text, row))
-            console.print(table)
-        for note in section.notes:
-            console.print(Text(note, colour if section.alarm else "dim"))
-        console.print()
 
 
 def sections(stats: StoreStats) -> Iterator[Section]:
@@ -95,7 +27,7 @@ def sections(stats: StoreStats) -> Iterator[Section]:
     yield from _outside(stats)
     yield _storage(stats)
     if stats.duplicates is not None:
-        yield from _duplicates(stats.duplicates)
+        yield from _duplicates(stats, stats.duplicates)
 
 
 def _overview(stats: StoreStats) -> Section:
@@ -103,15 +35,14 @@ def _overview(stats: StoreStats) -> Section:
     cases = ", ".join(f"{name} {count:,}" for name, count in stats.alignment.items() if count)
     rows = [
         ["rows", f"{stats.rows:,}"],
-        ["with a graph", _of(whole.with_graph, stats.rows)],
-        ["with geometry", _of(whole.with_positions, stats.rows)],
+        ["with a graph", count_of(whole.with_graph, stats.rows)],
+        ["with geometry", count_of(whole.with_positions, stats.rows)],
         ["SDF records", cases or "none"],
         ["source", f"{source.get('kind', 'unknown')} {source.get('path', '')}".strip()],
         ["RDKit", stats.rdkit],
         ["identity", stats.identity],
     ]
-    width = max(len(value) for _, value in rows)  # text tables set these to the right
-    return Section(f"store {stats.path}", ("", "".ljust(width)), [[name, value.ljust(width)] for name, value in rows])
+    return Section(f"store {stats.path}", (), rows)
 
 
 def _splits(stats: StoreStats) -> Section:
@@ -123,7 +54,7 @@ def _splits(stats: StoreStats) -> Section:
             [
                 name,
                 f"{split.rows:,}",
-                _share(split.rows, stats.rows),
+                percent(split.rows, stats.rows),
                 f"{split.with_positions:,}",
                 *(f"{split.flags[flag]:,}" for flag in flags),
             ]
@@ -138,8 +69,8 @@ def _targets(stats: StoreStats) -> Iterator[Section]:
         [
             name,
             f"{target.known:,}",
-            *(_energy(value) for value in (target.mean, target.std, target.median, target.min, target.max)),
-            _energy(target.median_error),
+            *(energy(value) for value in (target.mean, target.std, target.median, target.min, target.max)),
+            energy(target.median_error),
         ]
         for name, split in _with_whole(stats)
         if (target := split.target) is not None
@@ -164,12 +95,12 @@ def _sizes(stats: StoreStats) -> Iterator[Section]:
         ("smallest", lambda place: str(known[place][1].smallest)),
         ("largest", lambda place: str(known[place][1].largest)),
     )
-    rows = [[title, *(figure(place) for place in range(len(known))), _bar(0, 1)] for title, figure in figures]
+    rows = [[title, *(figure(place) for place in range(len(known))), bar(0, 1)] for title, figure in figures]
     rows += [
         [
             name,
-            *(_share(sizes.histogram[name], sum(sizes.histogram.values())) for _, sizes in known),
-            _bar(whole.histogram[name], most),
+            *(percent(sizes.histogram[name], sum(sizes.histogram.values())) for _, sizes in known),
+            bar(whole.histogram[name], most),
         ]
         for name in classes
     ]
@@ -185,8 +116,8 @@ def _elements(stats: StoreStats) -> Iterator[Section]:
             symbol,
             f"{element.atoms:,}",
             f"{element.molecules:,}",
-            _percent(element.share),
-            _bar(element.molecules, most),
+            percent(element.share, 1),
+            bar(element.molecules, most),
         ]
         for symbol, element in list(stats.elements.items())[:ELEMENTS]
     ]
@@ -205,7 +136,7 @@ def _outside(stats: StoreStats) -> Iterator[Section]:
         if (outside := split.outside) is None:
             continue
         counts = (outside.larger, outside.foreign, outside.either)
-        rows.append([name, *(_of(count, split.with_graph) for count in counts)])
+        rows.append([name, *(count_of(count, split.with_graph) for count in counts)])
         if outside.elements:
             named = ", ".join(f"{symbol} {count:,}" for symbol, count in outside.elements.items())
             notes.append(f"{name}: molecules by element that training lacks: {named}")
@@ -218,21 +149,21 @@ def _outside(stats: StoreStats) -> Iterator[Section]:
 def _storage(stats: StoreStats) -> Section:
     total = sum(stats.bytes_per_row.values())
     rows = [
-        [name, f"{size:,.1f}", f"{size * stats.rows / 1e6:,.1f}", _bar(size, max(total, 1))]
+        [name, f"{size:,.1f}", f"{size * stats.rows / 1e6:,.1f}", bar(size, max(total, 1))]
         for name, size in (*stats.bytes_per_row.items(), ("total", total))
     ]
     return Section("storage", ("columns", "bytes per row", "MB", "".ljust(BAR)), rows, bars=True)
 
 
-def _duplicates(found: Duplicates) -> Iterator[Section]:
+def _duplicates(stats: StoreStats, found: Duplicates) -> Iterator[Section]:
     notes = [
-        f"{found.compared:,} rows compared: {found.different:,} different molecules, of which {found.molecules:,} occur "
-        f"more than once, in {found.rows:,} rows. {found.crossing:,} are in several splits."
+        f"{found.compared:,} rows compared: {found.different:,} different molecules. Of these, {found.molecules:,} "
+        f"occur more than once, in {found.rows:,} rows; {found.crossing:,} are in several splits."
     ]
     names = list(found.shared)
     for name, row in found.seen.get("train", {}).items():
         if name != "train" and row:
-            notes.append(f"{name}: {row:,} rows hold a molecule that is in train, too.")
+            notes.append(f"{name}: rows whose molecule is in train, too: {count_of(row, stats.splits[name].rows)}")
     rows = [[one, *(f"{found.shared[one][other]:,}" for other in names)] for one in names] if found.molecules else []
     yield Section(
         "molecules that two splits share (on the diagonal: more than once in the split)",
@@ -264,11 +195,11 @@ def _listed(title: str, molecules: Sequence[Repeated], *notes: str) -> Section:
             first = place == 0
             rows.append(
                 [
-                    _printable(molecule.smiles) if first else "",
+                    printable(molecule.smiles) if first else "",
                     f"{molecule.spread:.6g}" if first else "",
                     str(row),
                     split,
-                    _energy(target),
+                    energy(target),
                 ]
             )
         if molecule.occurrences > len(named[:SHOWN]):
@@ -278,30 +209,3 @@ def _listed(title: str, molecules: Sequence[Repeated], *notes: str) -> Section:
 
 def _with_whole(stats: StoreStats) -> list[tuple[str, SplitStats]]:
     return [*stats.splits.items(), (ALL, stats.whole)]
-
-
-def _printable(text: str) -> str:
-    """Text of a source, which may hold anything, as one short line."""
-    shown = "".join(character if character.isprintable() else "?" for character in text)
-    return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
-
-
-def _bar(value: float, most: float) -> str:
-    length = round(BAR * value / most) if most else 0
-    return ("█" * max(length, 1 if value else 0)).ljust(BAR)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%" if share == 0 or share >= 0.0005 else "<0.1%"
-
-
-def _share(count: int, total: int) -> str:
-    return _percent(count / total) if total else "-"
-
-
-def _of(count: int, total: int) -> str:
-    return f"{count:,} ({_share(count, total)})" if total and count else f"{count:,}"
-
-
-def _energy(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

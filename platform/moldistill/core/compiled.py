@@ -1,0 +1,55 @@
+"""`compiled`: numba's machine code for our kernels, kept on disk and never out of date.
+
+numba keeps what it compiled beside the source and looks at the date of that one file only: a kernel that calls one of
+another module would go on with the old one after an update. So ours are kept in a folder that is named after the
+content of all modules with kernels: `$NUMBA_CACHE_DIR`, or `moldistill` in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PACKAGE = Path(__file__).parents[1]
+_MARK = b"@compiled\n"
+
+
+def compiled(function: F) -> F:
+    """A function in machine code that holds no GIL; it must use numbers and arrays only."""
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, str(_folder())
+    try:
+        kernel: Any = numba.njit(cache=True, nogil=True)(function)
+    finally:
+        config.CACHE_DIR = before
+    return cast(F, kernel)
+
+
+@cache
+def _folder() -> Path:
+    name = f"kernels-{_stamp(_PACKAGE)}"
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(chosen) / name
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moldistill" / name
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"moldistill-{os.getuid()}" / name
+
+
+def _stamp(package: Path) -> str:
+    """Hash of the modules that hold kernels."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        if _MARK in content:
+            digest.update(content)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""Machine code that is kept is that of the source at hand, also of kernels in other modules."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moldistill.core import compiled as module
+
+ROOT = Path(__file__).parents[1]
+IMPORT = "from moldistill.core.compiled import compiled\n"
+CALLER = IMPORT + "from callee import inner\n\n\n@compiled\ndef outer(x):\n    return inner(x)\n"
+CALLEE = IMPORT + "\n\n@compiled\ndef inner(x):\n    return x + {}\n"
+
+
+def _run(folder: Path, **environment: str) -> str:
+    code = "from moldistill.core import compiled; from pathlib import Path; compiled._PACKAGE = Path('.')\n"
+    code += "from caller import outer; print(outer(1))"
+    paths = os.pathsep.join([str(folder), str(ROOT / "platform")])
+    known = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=known | {"PYTHONPATH": paths} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_kernel_follows_the_kernels_that_it_calls(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "caller.py").write_text(CALLER)
+    for added in (1, 5):
+        (source / "callee.py").write_text(CALLEE.format(added))
+        for _ in range(2):  # compiled, then read from the disk
+            assert _run(source, NUMBA_CACHE_DIR=str(tmp_path / "kept")) == str(1 + added)
+    kept = [folder.name for folder in (tmp_path / "kept").iterdir()]
+    assert len(kept) == 2
+    assert all(name.startswith("kernels-") for name in kept)
+
+
+@pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "HOME"])
+def test_the_users_cache_is_used_and_one_that_cannot_be_written_does_no_harm(tmp_path: Path, name: str) -> None:
+    (tmp_path / "caller.py").write_text(CALLER)
+    (tmp_path / "callee.py").write_text(CALLEE.format(1))
+    assert _run(tmp_path, **{name: str(tmp_path / "cache")}) == "2"
+    assert list((tmp_path / "cache").rglob("kernels-*"))
+    (tmp_path / "file").touch()
+    assert _run(tmp_path, **{name: str(tmp_path / "file")}) == "2"
+
+
+def test_every_kernel_of_the_package_is_kept_this_way() -> None:
+    package = ROOT / "platform" / "moldistill"
+    texts = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    mine = Path(module.__file__)
+    assert [path for path, text in texts.items() if "numba.njit" in text and path != mine] == []
+    assert sum("@compiled\n" in text for text in texts.values()) >= 5
