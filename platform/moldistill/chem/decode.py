@@ -1,6 +1,6 @@
 """RDKit's own bytes (`Mol.ToBinary` without properties) → features, compiled, many molecules at a time.
 
-The layout is that of pickle version 16.4, read off by experiment; it is no public contract. What is not understood is
+The layout is that of pickle versions 16.2 to 16.4, read off by experiment; it is no public contract. What is not understood is
 left to the caller, and `featurize.decoding_works` holds it to table look-ups before it is relied on.
 
 Header (30 bytes): magic, version, numbers of atoms (byte 20) and bonds (byte 24). Atoms: atomic number, flags, which
@@ -19,7 +19,7 @@ Numbers = NDArray[np.int64]
 
 _HEADER = 30
 _MAGIC = (0xEF, 0xBE, 0xAD, 0xDE)
-_VERSION = (16, 4)
+_MAJOR, _OLDEST, _NEWEST = 16, 2, 4
 _ATOMS_END, _RINGS = 0x0B, 0x42
 _STRANGE_ATOM = 0b11110  # a query, or something else that table look-ups understand better
 _STRANGE_BOND = 0b10010001
@@ -47,7 +47,7 @@ def _known(data: Bytes, start: int) -> bool:
     for place in range(4):
         if data[start + place] != _MAGIC[place]:
             return False
-    return _little(data, start + 8) == _VERSION[0] and _little(data, start + 12) == _VERSION[1]
+    return _little(data, start + 8) == _MAJOR and _OLDEST <= _little(data, start + 12) <= _NEWEST
 
 
 @compiled

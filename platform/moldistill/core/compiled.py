@@ -17,6 +17,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 
+from moldistill.core.progress import log
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).parents[1]
@@ -32,6 +34,12 @@ def compiled(function: F) -> F:
     finally:
         config.CACHE_DIR = before
     return cast(F, kernel)
+
+
+def announce() -> None:
+    """Say so where kernels are about to be compiled for the first time since an installation or update."""
+    if not _folder().is_dir():
+        log("compiling kernels, once after an installation or update: about 20 s")
 
 
 @cache

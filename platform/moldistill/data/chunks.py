@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moldistill.chem.align import MATCHED, SAME_ORDER
 from moldistill.chem.featurize import Graphs, featurize
 from moldistill.chem.placement import Alignments, Records, align_records
+from moldistill.core.compiled import announce
 from moldistill.core.shapes import Float, Int, UInt8
 
 
@@ -59,6 +60,23 @@ class ChunkColumns:
     def has_positions(self) -> NDArray[np.bool_]:
         """Which rows have a geometry."""
         return np.asarray((self.alignment == SAME_ORDER) | (self.alignment == MATCHED))
+
+
+_METHANOL = b"""
+
+
+  2  1  0  0  0  0  0  0  0  0999 V2000
+    0.0000    0.0000    0.0000 C   0  0
+    1.4000    0.0000    0.0000 O   0  0
+  1  2  1  0
+M  END
+"""
+
+
+def warm_up() -> None:
+    """Compile all that `process` runs, so that the tasks of a cluster find it on the disk."""
+    announce()
+    process(ChunkTask(0, ("CO",), Records.of([_METHANOL])))
 
 
 def process(task: ChunkTask) -> ChunkColumns:

@@ -21,7 +21,7 @@ from moldistill.core.progress import log, progress
 from moldistill.core.settings import PrepareSettings
 from moldistill.core.vocabulary import FLAGS, SPLITS, vocabulary_hash
 from moldistill.data.building import FLAGGED, Building, building, discard_remains
-from moldistill.data.chunks import process
+from moldistill.data.chunks import process, warm_up
 from moldistill.data.columns import COLUMNS
 from moldistill.data.duplicates import duplicates_summary
 from moldistill.data.source import TRAIN, Source, open_source, read_tasks
@@ -119,6 +119,7 @@ def _append_chunks(
     selected[rows] = True
     tasks = read_tasks(origin, settings, selected, CHUNK, skip=build.chunks)
     left = len(rows) - build.rows
+    warm_up()
     with _processes(processes, left) as parallel, progress("prepare", total=len(rows), done=build.rows) as bar:
         for chunk in ordered_map(process, tasks) if parallel else map(process, tasks):
             build.append(chunk, rows)

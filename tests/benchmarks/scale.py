@@ -1,0 +1,98 @@
+"""Preparation at scale: what a second process brings, and how much memory many rows take."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import redirect_stderr
+from pathlib import Path
+
+from inputs import Inputs, roots
+from repeated import repeat_root
+from timing import Figure, side_by_side, single
+
+from moldistill.core.cluster import cluster
+from moldistill.core.settings import PrepareSettings
+from moldistill.data.prepare import prepare
+
+
+def processes(inputs: Inputs) -> list[Figure]:
+    """The whole preparation, geometries included, by one process and by two under Ray, which is started beforehand."""
+    name = inputs.names[0]
+    source = _large(inputs, name)
+    out = inputs.scratch / "processes"
+
+    def run(count: int) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        with redirect_stderr(io.StringIO()):
+            prepare(source, out, PrepareSettings(), processes=count)
+
+    with cluster(2):
+        run(2)  # workers load and compile what they need
+        rows = json.loads((out / "manifest.json").read_text())["facts"]["rows"]
+        reading = "one process's time / two processes' (with geometries)"
+        figure = side_by_side(
+            "two processes", name, reading, lambda: run(1), lambda: run(2), rounds=min(inputs.rounds, 3), rows=rows
+        )
+    return [figure]
+
+
+def preparing_memory(inputs: Inputs) -> list[Figure]:
+    """Anonymous memory that one process holds at its peak while it prepares few and many rows."""
+    name = inputs.names[0]
+    figures = []
+    for source in (roots()[name], _large(inputs, name)):
+        command = [sys.executable, __file__, str(source), str(inputs.scratch / "memory")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        measured = json.loads(done.stdout)
+        reading = f"MB of private memory at the peak of preparing {measured['rows']:,} rows"
+        reading += f" (of these {measured['before']:.0f} by imports)"
+        figures.append(single("memory of preparing", name, reading, measured["peak"], **measured))
+        shutil.rmtree(inputs.scratch / "memory")
+    return figures
+
+
+def _large(inputs: Inputs, name: str) -> Path:
+    """A root of over 100,000 rows (of few, where the benchmarks only show that they run)."""
+    out = inputs.scratch / f"{name}-repeated"
+    if not out.is_dir():
+        times = 2 if inputs.rounds < 3 else 40 if name == "sample" else 4
+        repeat_root(roots()[name], times, out)
+    return out
+
+
+def anonymous_memory() -> float:
+    """MB of this process that no file backs."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("this system does not say how much memory is private")
+
+
+def _measure(source: Path, out: Path) -> None:
+    before = peak = anonymous_memory()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, anonymous_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    with redirect_stderr(io.StringIO()):
+        manifest = prepare(source, out, PrepareSettings(), processes=1)
+    done.set()
+    watcher.join()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"rows": manifest.facts["rows"], "before": before, "peak": peak, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    _measure(Path(sys.argv[1]), Path(sys.argv[2]))
