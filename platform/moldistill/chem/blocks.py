@@ -70,31 +70,59 @@ def _fast(path: Path, target: str | None, require_target: bool) -> Iterator[Bloc
         # As `read_csv` does, only \n ends a line here; csv itself knows \r\n.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
         try:
-            table = csv.reader(text)
-            header = next(table, None)
+            header = next(csv.reader(text), None)
             if not header:
                 raise _OddError
             columns = find_columns(path, [name.strip() for name in header], target, require_target)
             done = 0
-            while lines := list(itertools.islice(table, BLOCK)):
-                rows = [fields for fields in lines if fields]
-                if set(map(len, rows)) - {len(header)}:
-                    raise _OddError
-                yield _block(rows, columns, done, len(lines) - len(rows))
-                done += len(rows)
+            for fields, blank_lines in _fields(text, len(header)):
+                block = _block(fields, columns, done, blank_lines)
+                yield block
+                done += len(block.smiles)
             if done == 0:
                 raise _OddError
         finally:
             text.detach()
 
 
-def _block(rows: Sequence[Sequence[str]], columns: CsvColumns, done: int, blank_lines: int) -> Block:
-    count = len(rows)
-    if columns.index is not None and [row[columns.index] for row in rows] != [*map(str, range(done, done + count))]:
+def _fields(text: Iterator[str], width: int) -> Iterator[tuple[list[Sequence[str]], int]]:
+    """Columns of `width` fields, block by block, and the number of blank lines between their rows.
+
+    Without quotes a comma always separates: then a block is split at once. From the first quote on, csv does it.
+    """
+    while lines := list(itertools.islice(text, BLOCK)):
+        whole = "".join(lines)
+        if '"' in whole:
+            yield from _quoted_fields(itertools.chain(lines, text), width)
+            return
+        whole = whole.replace("\r\n", "\n")
+        if "\r" in whole or "\0" in whole or len(whole) > MAX_FIELD:
+            raise _OddError
+        rows = whole.removesuffix("\n").split("\n")
+        filled = [row for row in rows if row]
+        if any(row.count(",") != width - 1 for row in filled):
+            raise _OddError
+        flat = ",".join(filled).split(",") if filled else []
+        yield [flat[column::width] for column in range(width)], len(rows) - len(filled)
+
+
+def _quoted_fields(text: Iterator[str], width: int) -> Iterator[tuple[list[Sequence[str]], int]]:
+    table = csv.reader(text)
+    while rows := list(itertools.islice(table, BLOCK)):
+        filled = [row for row in rows if row]
+        if any(len(row) != width for row in filled):
+            raise _OddError
+        yield [[row[column] for row in filled] for column in range(width)], len(rows) - len(filled)
+
+
+def _block(fields: Sequence[Sequence[str]], columns: CsvColumns, done: int, blank_lines: int) -> Block:
+    smiles = [text.strip() for text in fields[columns.smiles]]
+    count = len(smiles)
+    if columns.index is not None and fields[columns.index] != [*map(str, range(done, done + count))]:
         raise _OddError
     target = np.full(count, math.nan)
     if columns.target is not None:
-        texts = [row[columns.target] for row in rows]
+        texts = fields[columns.target]
         if "_" in "".join(texts):  # Python reads 1_000, others do not
             raise _OddError
         target[:] = [float(text) if text else math.nan for text in texts]
@@ -102,7 +130,7 @@ def _block(rows: Sequence[Sequence[str]], columns: CsvColumns, done: int, blank_
             raise _OddError
     split = np.full(count, -1, np.int8)
     if columns.split is not None:
-        split[:] = [_SPLIT_CODES.get(row[columns.split].strip(), _UNKNOWN) for row in rows]
+        split[:] = [_SPLIT_CODES.get(text.strip(), _UNKNOWN) for text in fields[columns.split]]
         if _UNKNOWN in split:
             raise _OddError
-    return Block([row[columns.smiles].strip() for row in rows], target, split, blank_lines)
+    return Block(smiles, target, split, blank_lines)
