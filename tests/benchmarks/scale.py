@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import io
 import json
 import shutil
@@ -22,24 +24,42 @@ from moldistill.data.prepare import prepare
 
 
 def processes(inputs: Inputs) -> list[Figure]:
-    """The whole preparation, geometries included, by one process and by two under Ray, which is started beforehand."""
+    """The whole preparation by one process and by two under Ray, which is started beforehand."""
     name = inputs.names[0]
-    source = _large(inputs, name)
-    out = inputs.scratch / "processes"
+    root, out = _large(inputs, name), inputs.scratch / "processes"
 
-    def run(count: int) -> None:
+    def run(source: Path, count: int) -> None:
         shutil.rmtree(out, ignore_errors=True)
         with redirect_stderr(io.StringIO()):
             prepare(source, out, PrepareSettings(), processes=count)
 
+    figures = []
     with cluster(2):
-        run(2)  # workers load and compile what they need
+        run(root, 2)  # workers load and compile what they need
         rows = json.loads((out / "manifest.json").read_text())["facts"]["rows"]
-        reading = "one process's time / two processes' (with geometries)"
-        figure = side_by_side(
-            "two processes", name, reading, lambda: run(1), lambda: run(2), rounds=min(inputs.rounds, 3), rows=rows
-        )
-    return [figure]
+        for what, source in (("SMILES alone", _smiles_of(root)), ("with geometries", root)):
+            figures.append(
+                side_by_side(
+                    f"two processes, {what}",
+                    name,
+                    "one process's time / two processes'",
+                    lambda source=source: run(source, 1),
+                    lambda source=source: run(source, 2),
+                    rounds=inputs.rounds,
+                    rows=rows,
+                )
+            )
+    return figures
+
+
+def _smiles_of(root: Path) -> Path:
+    """The table of a root as a plain CSV."""
+    path = root / "smiles.csv"
+    with gzip.open(root / "raw" / "data.csv.gz", "rt", encoding="utf-8", newline="") as stream:
+        rows = [(row["smiles"], row["homolumogap"]) for row in csv.DictReader(stream)]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([("smiles", "homolumogap"), *rows])
+    return path
 
 
 def preparing_memory(inputs: Inputs) -> list[Figure]:

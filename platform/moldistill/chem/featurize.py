@@ -23,7 +23,7 @@ from moldistill.core.progress import log
 from moldistill.core.shapes import Bool, Int, UInt8
 from moldistill.core.vocabulary import MAX_ATOMS, UNREACHABLE
 
-_NO_PROPERTIES = Chem.PropertyPickleOptions.NoProps
+_NO_PROPERTIES = int(Chem.PropertyPickleOptions.NoProps)
 
 
 def _tables() -> UInt8[np.ndarray, "5 256"]:

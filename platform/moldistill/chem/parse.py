@@ -19,7 +19,7 @@ _AS_WRITTEN = Chem.SmilesParserParams()
 _AS_WRITTEN.sanitize = False  # type: ignore[assignment]  # RDKit's stub is wrong
 _AS_WRITTEN.removeHs = False  # type: ignore[assignment]
 
-_EVERYTHING = Chem.SanitizeFlags.SANITIZE_ALL
+_EVERYTHING = int(Chem.SanitizeFlags.SANITIZE_ALL)  # RDKit's own type takes longer to hand over
 # Without brackets there are no metals, no radicals and no chiral centres; without extensions no atropisomers.
 _PLAIN = (
     _EVERYTHING

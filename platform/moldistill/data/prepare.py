@@ -28,7 +28,7 @@ from moldistill.data.source import TRAIN, Source, open_source, read_tasks
 from moldistill.data.splits import mark_valid_3d, sample_rows, split_hash
 from moldistill.data.store import STORE_SCHEMA
 
-CHUNK = 1000
+CHUNK = 2000
 """Rows per task."""
 
 PARALLEL_FROM = 100_000
