@@ -19,7 +19,7 @@ _CHECKED = [
     "moldistill.training",
     *(
         f"moldistill.data.{name}"
-        for name in ("batches", "columns", "predictions", "prepare", "splits", "store", "targets")
+        for name in ("batches", "columns", "plan", "predictions", "prepare", "splits", "store", "targets", "views")
     ),
 ]
 install_import_hook(_CHECKED, "beartype.beartype")

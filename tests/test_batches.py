@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from moldistill.core.config import load_run
 from moldistill.core.errors import InputError, RunError
-from moldistill.core.records import Batch
+from moldistill.core.records import Batch, TeacherTargets
+from moldistill.core.settings import PrepareSettings
 from moldistill.core.vocabulary import bond_code
 from moldistill.data import batches as module
-from moldistill.data.batches import batch_plan, collate, epoch_batches
+from moldistill.data import plan as plan_module
+from moldistill.data.batches import collate, epoch_batches
+from moldistill.data.plan import batch_count, batch_plan
 from moldistill.data.predictions import Predictions
+from moldistill.data.prepare import prepare
 from moldistill.data.store import Store
+from moldistill.data.targets import TargetStore
+from moldistill.pipeline import cache_teacher
+from moldistill.training.loop import Trainer
+from moldistill.trial.run import run_trial
+from moldistill.trial.spec import TrialSpec
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def _ids(batches: list[Batch]) -> list[list[int]]:
 def test_a_plan_holds_each_row_once(count: int, batch_size: int, shuffle: bool) -> None:
     sizes = np.random.default_rng(0).integers(1, 30, count)
     plan = batch_plan(sizes, batch_size, seed=0, epoch=1, shuffle=shuffle)
-    assert len(plan) == -(-count // batch_size)
+    assert len(plan) == batch_count(sizes, batch_size) == -(-count // batch_size)
     assert sorted(np.concatenate([np.zeros(0, np.int64), *plan]).tolist()) == list(range(count))
     assert sum(len(batch) < batch_size for batch in plan) <= 1
 
@@ -62,6 +73,20 @@ def test_little_of_a_batch_is_padding(shuffle: bool) -> None:
     assert padded / sizes.sum() - 1 < 0.02
 
 
+def test_pools_are_of_like_size_and_leave_no_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one batch more than a pool holds, the pool takes it in: unsorted by itself, it would be padded most."""
+    monkeypatch.setattr(plan_module, "POOL", 10)
+    sizes = np.random.default_rng(0).integers(4, 37, 11 * 64)
+    spans = [int(np.ptp(sizes[batch])) for batch in batch_plan(sizes, 64, seed=0, epoch=0, shuffle=True)]
+    assert max(spans) < 8
+
+
+def test_a_plan_is_small() -> None:
+    sizes = np.random.default_rng(0).integers(4, 21, 300_000)
+    plan = batch_plan(sizes, 256, seed=0, epoch=0, shuffle=True)
+    assert plan.order.nbytes + plan.starts.nbytes + plan.stops.nbytes < 5 * len(sizes)
+
+
 def test_shuffled_batches_come_in_no_order_of_size() -> None:
     sizes = np.random.default_rng(0).integers(4, 37, 20_000)
     means = [sizes[batch].mean() for batch in batch_plan(sizes, 64, seed=0, epoch=0, shuffle=True)]
@@ -71,16 +96,24 @@ def test_shuffled_batches_come_in_no_order_of_size() -> None:
 def test_a_batch_is_its_molecules_and_padding(store: Store, rows: np.ndarray) -> None:
     chosen = rows[[5, 3, 70, 0]]
     batch = collate(store, chosen)
-    atoms = int(store.size(chosen).max())
-    assert batch.molecules.atom_features.shape == (4, atoms, 9)
-    for place, row in enumerate(chosen):
+    assert batch.molecules.rows.tolist() == chosen.tolist()
+    assert batch.molecules.atom_features.shape == (4, int(store.size(chosen).max()), 9)
+    check_batch(store, batch)
+
+
+def check_batch(store: Store, batch: Batch) -> None:
+    """The batch is what `store.molecule` says of its rows, and padding."""
+    graph, rows = batch.molecules, batch.molecules.rows.numpy()
+    atoms = max(int(store.size(rows).max(initial=1)), 1)
+    assert graph.atom_features.shape == (len(rows), atoms, 9)
+    for place, row in enumerate(rows):
         molecule = store.molecule(int(row))
         size = len(molecule.atom_features)
-        graph = batch.molecules
         features, paths, codes, positions = (
             tensor[place].numpy()
             for tensor in (graph.atom_features, graph.shortest_paths, graph.bond_codes, batch.positions)
         )
+        assert graph.size[place] == size
         assert np.array_equal(features[:size], molecule.atom_features)
         assert np.array_equal(paths[:size, :size], molecule.shortest_paths)
         expected = np.zeros((atoms, atoms), np.uint8)
@@ -96,9 +129,62 @@ def test_a_batch_is_its_molecules_and_padding(store: Store, rows: np.ndarray) ->
         known = molecule.positions if molecule.positions is not None else np.zeros((size, 3))
         assert np.array_equal(positions[:size], known)
         assert not positions[size:].any()
-        assert batch.molecules.real[place].tolist() == [True] * size + [False] * (atoms - size)
-    assert torch.allclose(batch.target, torch.from_numpy(store.target[chosen]).float(), rtol=0, equal_nan=True)
+        assert graph.real[place].tolist() == [True] * size + [False] * (atoms - size)
+    assert torch.allclose(batch.target, torch.from_numpy(store.target[rows]).float(), rtol=0, equal_nan=True)
     assert batch.teacher is None
+
+
+@pytest.fixture(scope="module")
+def odd_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One atom, fragments, a ring, and the largest molecule that has a graph, among others."""
+    folder = tmp_path_factory.mktemp("odd")
+    smiles = ["C", "[Na+].[Cl-]", "C" * 255, "c1ccccc1", "O", "CC(C)(C)C", "C" * 90, "[He]", "C=C", "N#N", "C.C.C"] * 3
+    (folder / "odd.csv").write_text("smiles\n" + "\n".join(smiles) + "\n")
+    prepare(folder / "odd.csv", folder / "store", PrepareSettings())
+    return Store.open(folder / "store")
+
+
+@pytest.mark.parametrize("group", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_every_batch_of_an_epoch_is_its_molecules(
+    store: Store, odd_store: Store, batch_size: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All batches are held until the end: none is overwritten by a later one."""
+    monkeypatch.setattr(module, "GROUP", group)
+    for each in (store, odd_store):
+        rows = each.usable(np.arange(len(each)))
+        held = list(epoch_batches(each, rows, batch_size=batch_size, shuffle=True))
+        assert sorted(row for ids in _ids(held) for row in ids) == rows.tolist()
+        for batch in held:
+            check_batch(each, batch)
+
+
+def test_large_batches_come_one_by_one(odd_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUP_PAIRS", 256**2)
+    rows = odd_store.usable(np.arange(len(odd_store)))
+    plan = batch_plan(odd_store.size(rows), 2, seed=0, epoch=0, shuffle=False)
+    groups = list(module._groups(plan, odd_store.size(rows).astype(np.uint8), 1, 1))
+    assert [batch for group in groups for batch in group] == list(range(1, len(plan)))
+    assert max(len(group) for group in groups) > 1
+    assert [len(group) for group in groups if group[-1] == len(plan) - 1] == [1]
+
+
+def test_memory_is_used_again_once_nothing_holds_it(store: Store, rows: np.ndarray) -> None:
+    module._spare.clear()
+    batch = collate(store, rows[:9])
+    place, kept = batch.molecules.atom_features.data_ptr(), batch.molecules.shortest_paths[3, 1:].numpy()[:2]
+    before = kept.copy()
+    del batch
+    other = collate(store, rows[9:18])
+    assert other.molecules.atom_features.data_ptr() != place  # a view of a view still holds it
+    assert np.array_equal(kept, before)
+    del kept
+    size = len(module._spare)
+    assert size == 1
+    again = collate(store, rows[:9])
+    assert again.molecules.atom_features.data_ptr() == place
+    check_batch(store, again)
+    check_batch(store, other)
 
 
 def test_a_batch_of_no_molecules(store: Store) -> None:
@@ -151,21 +237,103 @@ def test_the_thread_ends_with_the_iterator(store: Store, rows: np.ndarray) -> No
     assert _threads() == 0
 
 
-def test_the_threads_errors_are_raised_here(store: Store, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = iter(range(100))
+class _Failing(TargetStore):
+    """Targets whose third batch cannot be read."""
 
-    def failing(*arguments: object) -> Batch:
-        if next(calls) == 2:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def gather(self, rows: np.ndarray, atoms: int, *, widen: bool = True) -> TeacherTargets:
+        self.calls += 1
+        if self.calls == 3:
             raise RunError("the disk is gone")
-        return collate(*arguments)  # type: ignore[arg-type]
+        empty = torch.zeros(1, len(rows), atoms, 1)
+        return TeacherTargets(torch.zeros(len(rows), dtype=torch.bool), empty[0, :, 0, 0], empty[:, :, 0], empty)
 
-    monkeypatch.setattr(module, "collate", failing)
-    batches = epoch_batches(store, rows, batch_size=8)
+
+def test_the_threads_errors_are_raised_here(store: Store, rows: np.ndarray) -> None:
+    """In the place of the batch that failed: what came before it in its group is given out."""
+    batches = epoch_batches(store, rows, batch_size=8, targets=_Failing())
     next(batches)
     next(batches)
     with pytest.raises(RunError, match="the disk is gone"):
         next(batches)
     assert _threads() == 0
+
+
+def _tensors(record: object) -> list[torch.Tensor]:
+    found = []
+    for item in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, item.name)
+        found += [value] if isinstance(value, torch.Tensor) else _tensors(value) if value is not None else []
+    return found
+
+
+def test_every_tensor_is_pinned_in_the_thread_and_only_when_asked(
+    store: Store, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[tuple[str, torch.dtype]] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append((threading.current_thread().name, tensor.dtype))
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    targets = _Failing()
+    whole = list(epoch_batches(store, rows, batch_size=50, targets=targets))
+    assert pinned == []
+    targets.calls = 0
+    again = list(epoch_batches(store, rows, batch_size=50, targets=targets, pin=True))
+    assert len(pinned) == len(whole) * len(_tensors(whole[0])) == 2 * 12
+    assert {name for name, _ in pinned} == {"batches"}
+    assert sum(kind == torch.uint8 for _, kind in pinned) == 2 * 3  # features, paths and codes stay bytes
+    for one, other in zip(whole, again, strict=True):
+        assert all(map(torch.equal, map(torch.nan_to_num, _tensors(one)), map(torch.nan_to_num, _tensors(other))))
+
+
+def _check_states_travel_in_16_bits(store: Store, targets: TargetStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned batches hold what the disk holds; widened, they are the batches of a CPU."""
+    rows = np.concatenate([targets.rows, store.rows("valid")[:3]])
+    plain = list(epoch_batches(store, rows, batch_size=16, targets=targets))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+        pinned = list(epoch_batches(store, rows, batch_size=16, targets=targets, pin=True))
+    for one, other in zip(plain, pinned, strict=True):
+        assert other.teacher is not None
+        assert other.teacher.atom_states.dtype == other.teacher.graph_states.dtype == torch.float16
+        assert all(map(torch.equal, _tensors(one.teacher), _tensors(other.widened().teacher)))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_run_on_a_cpu_pins_nothing_and_one_on_a_gpu_asks_for_it(
+    role: str, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, evaluation and the teacher's pass."""
+
+    class AskedError(Exception):
+        pass
+
+    def refuse(*given: object, pin: bool, **named: object) -> None:
+        assert pin
+        raise AskedError
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        raise AskedError
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    settings = load_run({"role": role, "model": {"width": 16, "depth": 1, "heads": 2}, "training": {"epochs": 1}})
+    run_trial(TrialSpec(settings, tiny_store, tmp_path / "run"))
+    trainer = Trainer(settings, Store.open(tiny_store))
+    if role == "teacher":
+        cache_teacher(tmp_path / "run", tiny_store, tmp_path / "targets")
+        _check_states_travel_in_16_bits(trainer.store, TargetStore.open(tmp_path / "targets"), monkeypatch)
+    for user in ("loop", "evaluate"):
+        monkeypatch.setattr(f"moldistill.training.{user}.epoch_batches", refuse)
+    trainer.device = torch.device("cuda")
+    with pytest.raises(AskedError):
+        trainer._epoch()
+    with pytest.raises(AskedError):
+        trainer.evaluate()
 
 
 def _predictions() -> Predictions:

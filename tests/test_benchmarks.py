@@ -16,11 +16,12 @@ _WITHOUT_DATA = {name: value for name, value in os.environ.items() if name != "M
 
 
 def test_benchmarks_leave_their_figures(tmp_path: Path) -> None:
-    only = [part for name in ("featurization", "opening") for part in ("--only", name)]
+    names = ("featurization", "opening", "loading_memory")
+    only = [part for name in names for part in ("--only", name)]
     command: list[str | Path] = [sys.executable, FOLDER / "run.py", "--quick", *only, "--out", tmp_path]
     done = subprocess.run(command, env=_WITHOUT_DATA, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name in ("featurization", "opening"):
+    for name in names:
         figures = json.loads((tmp_path / f"{name}.json").read_text())["figures"]
         assert figures
         assert all(figure["value"] > 0 for figure in figures)

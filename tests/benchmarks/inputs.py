@@ -43,11 +43,22 @@ class Inputs:
 
     def store(self, name: str) -> Store:
         """The store of a source."""
-        if name not in self.stores:
-            out = self.scratch / name
-            quietly_prepare(roots()[name], out, self.limit)
-            self.stores[name] = Store.open(out)
-        return self.stores[name]
+        return self._prepared(name, name, self.limit)
+
+    def whole(self, name: str) -> Store:
+        """The store of all rows of a source; of `limit` rows where the benchmarks only show that they run."""
+        return self.store(name) if self.quick else self._prepared(f"{name}-whole", name, None)
+
+    @property
+    def quick(self) -> bool:
+        """Whether the benchmarks only show that they run."""
+        return self.preset == "tiny"
+
+    def _prepared(self, key: str, name: str, limit: int | None) -> Store:
+        if key not in self.stores:
+            quietly_prepare(roots()[name], self.scratch / key, limit)
+            self.stores[key] = Store.open(self.scratch / key)
+        return self.stores[key]
 
     def smiles(self, name: str) -> list[str]:
         """SMILES of the rows that every featurizer takes."""

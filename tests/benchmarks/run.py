@@ -22,10 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = {
     "featurization": "featurize",
     "preparation": "featurize",
+    "processes": "scale",
+    "preparing_memory": "scale",
     "batches": "loading",
     "padding": "loading",
     "store_bytes": "loading",
     "opening": "loading",
+    "loading_memory": "loading",
     "training_step": "step",
 }
 """Benchmarks (functions) and the modules that hold them, in the order of a run."""

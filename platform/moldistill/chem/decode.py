@@ -1,7 +1,7 @@
 """RDKit's own bytes (`Mol.ToBinary` without properties) → features, compiled, many molecules at a time.
 
-The layout is that of pickle versions 16.2 to 16.4, read off by experiment; it is no public contract. What is not understood is
-left to the caller, and `featurize.decoding_works` holds it to table look-ups before it is relied on.
+The layout is that of pickle versions 16.2 to 16.4, read off by experiment; it is no public contract. What is not
+understood is left to the caller, and `featurize.decoding_works` holds it to table look-ups before it is relied on.
 
 Header (30 bytes): magic, version, numbers of atoms (byte 20) and bonds (byte 24). Atoms: atomic number, flags, which
 fields follow (4 bytes), fields. Marker, bonds: begin, end, flags, fields. Marker, rings: size and atoms of each.

@@ -69,7 +69,7 @@ class TeacherTargets(_Movable):
 
     known:        whether the teacher saw the molecule.
     prediction:   its prediction in eV.
-    graph_states: graph token after each kept layer, before any feature normalization.
+    graph_states: graph token after each kept layer, before any feature normalization; 16 bits where pinned for a GPU.
     atom_states:  atoms after each kept layer; 0 where padded.
     """
 
@@ -77,6 +77,10 @@ class TeacherTargets(_Movable):
     prediction: Float[Tensor, "batch"]
     graph_states: Float[Tensor, "layers batch width"]
     atom_states: Float[Tensor, "layers batch atoms width"]
+
+    def widened(self) -> TeacherTargets:
+        """The same with states in 32 bits."""
+        return replace(self, graph_states=self.graph_states.float(), atom_states=self.atom_states.float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,10 @@ class Batch(_Movable):
     positions: Float[Tensor, "batch atoms 3"]
     has_positions: Bool[Tensor, "batch"]
     teacher: TeacherTargets | None = None
+
+    def widened(self) -> Batch:
+        """The same with the teacher's states in 32 bits, as the loss reads them."""
+        return self if self.teacher is None else replace(self, teacher=self.teacher.widened())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from moldistill.data.splits import split_code
 STORE_SCHEMA = 2
 """Version of the columns and facts of a store; a store of another version is refused."""
 
+_HAS_GRAPH = np.isin(np.arange(256), FLAGS_WITH_GRAPH)
 _FEATURES_OF_CODE = np.array(BOND_FEATURES_OF_CODE, np.uint8)
 
 
@@ -88,6 +90,10 @@ class Store:
     def __len__(self) -> int:
         return len(self.row)
 
+    def __reduce__(self) -> tuple[Callable[..., Store], tuple[Path, str]]:
+        # By path: the columns of a whole store would travel to every worker otherwise.
+        return _reopened, (self.path, self.identity)
+
     @property
     def identity(self) -> str:
         """Hash of the content: equal for equal content, wherever it was made."""
@@ -103,8 +109,9 @@ class Store:
         return np.flatnonzero(self.split == split_code(split))
 
     def usable(self, rows: Int[np.ndarray, " selected"]) -> Int[np.ndarray, " usable"]:
-        """Those of `rows` that have a graph."""
-        return rows[np.isin(self.flag[rows], FLAGS_WITH_GRAPH)]
+        """Those of `rows` that have a graph: the array itself where all have one."""
+        usable = _HAS_GRAPH[self.flag[rows]]
+        return rows if usable.all() else rows[usable]
 
     def size(self, rows: Int[np.ndarray, " selected"]) -> Int[np.ndarray, " selected"]:
         """Number of atoms (heavy ones, and hydrogens that the SMILES keeps) of each row; 0 without a graph."""
@@ -139,6 +146,31 @@ class Store:
             hydrogen_positions=self.hydrogen_positions[hydrogens],
             hydrogen_parent=self.hydrogen_parent[hydrogens],
         )
+
+    def to_pyg(self, rows: Int[np.ndarray, " selected"], **options: Any) -> Any:
+        """A `torch_geometric.data.Dataset` over rows that have a graph; for its options see `views.to_pyg`."""
+        from moldistill.data.views import to_pyg
+
+        return to_pyg(self, rows, **options)
+
+    def to_torch(self, rows: Int[np.ndarray, " selected"], **options: Any) -> Any:
+        """A `torch.utils.data.Dataset` over rows that have a graph, with padded batches; see `views.TorchView`."""
+        from moldistill.data.views import to_torch
+
+        return to_torch(self, rows, **options)
+
+
+def _reopened(path: Path, identity: str) -> Store:
+    """The store that was pickled, or InputError where another one has taken its place."""
+    store = Store.open(path)
+    if store.identity != identity:
+        raise InputError(
+            f"{path} has changed since it was opened",
+            got=store.identity,
+            expected=identity,
+            remedy="open the store again",
+        )
+    return store
 
 
 def _square(pairs: UInt8[np.ndarray, " pairs"], size: int) -> UInt8[np.ndarray, "atoms atoms"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from moldistill.core.artifacts import Manifest, read_manifest
 from moldistill.core.errors import InputError
 from moldistill.core.records import TeacherTargets
 from moldistill.core.shapes import Float
+from moldistill.data.kernels import gather_states
 
 COLUMNS = ("rows", "atom_offsets", "prediction", "graph_states", "atom_states")
 STATISTICS = "statistics.npz"
@@ -54,7 +56,10 @@ class TargetStore:
         self.manifest = manifest
         self.identity = manifest.identity
         self.store_identity: str = manifest.inputs["store"]
-        columns = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in COLUMNS}
+        # As plain arrays on the same maps: every look into a numpy.memmap makes another Python object.
+        columns = {
+            name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in COLUMNS
+        }
         self.rows: NDArray[np.int64] = columns["rows"]
         self.atom_offsets: NDArray[np.int64] = columns["atom_offsets"]
         self.prediction: NDArray[np.float32] = columns["prediction"]
@@ -62,6 +67,9 @@ class TargetStore:
         self.atom_states: NDArray[np.float16] = columns["atom_states"]
         self.layers = tuple(int(layer) for layer in manifest.facts["layers"])
         self.width = int(self.graph_states.shape[2])
+
+    def __reduce__(self) -> tuple[Callable[[Path], TargetStore], tuple[Path]]:
+        return TargetStore.open, (self.path,)  # by path, as a store is
 
     @classmethod
     def open(cls, path: Path) -> TargetStore:
@@ -85,8 +93,11 @@ class TargetStore:
         depth = int(self.manifest.facts["depth"])
         return TargetSummary(self.layers, depth, self.width, mean_atoms, kinds["graph"], kinds["atom"])
 
-    def gather(self, rows: NDArray[np.int64], atoms: int) -> TeacherTargets:
-        """Targets of store rows, padded to `atoms` atoms; zeros and `known` false for rows the teacher never saw."""
+    def gather(self, rows: NDArray[np.int64], atoms: int, *, widen: bool = True) -> TeacherTargets:
+        """Targets of store rows, padded to `atoms` atoms; zeros and `known` false for rows the teacher never saw.
+
+        States are in 32 bits, or, without `widen`, in the 16 bits of the disk.
+        """
         batch, layers, width = len(rows), len(self.layers), self.width
         place = np.searchsorted(self.rows, rows)
         known = place < len(self.rows)
@@ -94,15 +105,16 @@ class TargetStore:
         found = place[known]
         prediction = np.zeros(batch, np.float32)
         prediction[known] = self.prediction[found]
-        graph_states = np.zeros((layers, batch, width), np.float32)
-        graph_states[:, known] = np.swapaxes(self.graph_states[found], 0, 1)
-        atom_states = np.zeros((batch, atoms, layers, width), np.float32)
-        for index, entry in zip(np.flatnonzero(known), found, strict=True):
-            start, end = self.atom_offsets[entry], self.atom_offsets[entry + 1]
-            atom_states[index, : end - start] = self.atom_states[start:end]
-        return TeacherTargets(
+        graph_states = np.zeros((batch, layers, width), np.float16)
+        graph_states[known] = self.graph_states[found]
+        atom_states = np.empty((batch, atoms, layers, width), np.float16)
+        # As whole numbers: numba knows no 16-bit floats.
+        source, out = (array.reshape(-1).view(np.uint16) for array in (self.atom_states, atom_states))
+        gather_states(np.where(known, place, -1), self.atom_offsets, source, layers * width, atoms, out)
+        targets = TeacherTargets(
             known=torch.from_numpy(known),
             prediction=torch.from_numpy(prediction),
-            graph_states=torch.from_numpy(graph_states),
+            graph_states=torch.from_numpy(graph_states).permute(1, 0, 2),
             atom_states=torch.from_numpy(atom_states).permute(2, 0, 1, 3),
         )
+        return targets.widened() if widen else targets

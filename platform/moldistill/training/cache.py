@@ -136,8 +136,8 @@ class _Writer:
     def fill(self, model: nn.Module, scale: TargetScale, device: torch.device, bar: Bar) -> None:
         """Run the teacher over all rows and write what it says."""
         model.eval()
-        for batch in epoch_batches(self.store, self.rows, batch_size=256):
-            output = forward(model, "teacher", batch.to(device))
+        for batch in epoch_batches(self.store, self.rows, batch_size=256, pin=device.type == "cuda"):
+            output = forward(model, "teacher", batch.to(device, non_blocking=True))
             places = np.searchsorted(self.rows, batch.molecules.rows.numpy())
             self._take(output, places, batch.molecules.real, scale)
             bar.advance(len(places))

@@ -52,14 +52,22 @@ def predict(
     role: Role,
     scale: TargetScale,
     batch_size: int = 256,
+    atoms_per_batch: int | None = None,
     device: torch.device = CPU,
 ) -> NDArray[np.float32]:
-    """Predictions in eV, aligned to `rows` (different, and readable by the role)."""
+    """Predictions in eV, aligned to `rows` (different, and readable by the role).
+
+    atoms_per_batch, where given, takes the place of batch_size.
+    """
     model.eval()
     order = np.argsort(rows)
     predicted = np.empty(len(rows), np.float32)
-    for batch in epoch_batches(store, rows, batch_size=batch_size):
-        values = forward(model, role, batch.to(device)).prediction.double() * scale.std + scale.mean
+    size = None if atoms_per_batch is not None else batch_size
+    for batch in epoch_batches(
+        store, rows, batch_size=size, atoms_per_batch=atoms_per_batch, pin=device.type == "cuda"
+    ):
+        moved = batch.to(device, non_blocking=True)
+        values = forward(model, role, moved).prediction.double() * scale.std + scale.mean
         places = order[np.searchsorted(rows, batch.molecules.rows.numpy(), sorter=order)]
         predicted[places] = values.cpu().numpy()
     return predicted
@@ -94,13 +102,18 @@ def mean_absolute_error(
     scale: TargetScale,
     device: torch.device = CPU,
     collective: Collective = ALONE,
+    atoms_per_batch: int | None = None,
 ) -> float | None:
-    """MAE in eV over the readable, labelled rows of a split, shared out over the workers; None where there are none."""
+    """MAE in eV over the readable, labelled rows of a split, shared out over the workers; None where there are none.
+
+    atoms_per_batch counts the batches of all workers together.
+    """
     rows = _labelled(store, readable(store, store.rows(split), role))
     if not len(rows):
         return None
     share = rows[collective.rank :: collective.world_size]
-    predicted = predict(model, store, share, role=role, scale=scale, device=device)
+    budget = None if atoms_per_batch is None else atoms_per_batch // collective.world_size
+    predicted = predict(model, store, share, role=role, scale=scale, device=device, atoms_per_batch=budget)
     errors = np.abs(predicted - store.target[share])
     total, count = collective.sum(torch.tensor([errors.sum(), len(share)], dtype=torch.float64, device=device)).tolist()
     return float(total / count)

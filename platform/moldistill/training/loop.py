@@ -17,6 +17,7 @@ from moldistill.core.records import Batch
 from moldistill.core.seeds import named_seed
 from moldistill.core.settings import RunSettings
 from moldistill.data.batches import epoch_batches
+from moldistill.data.plan import batch_count
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
 from moldistill.distill.diagnostics import gradient_shares
@@ -91,7 +92,7 @@ class Trainer:
         torch.manual_seed(named_seed(seed, "dropout", collective.rank))
         self.epoch = self.step = 0
         self.seconds = 0.0
-        self.steps_per_epoch = -(-len(self.rows) // settings.training.batch_size)
+        self.steps_per_epoch = batch_count(store.size(self.rows), **settings.training.batching)
 
     @property
     def fingerprint(self) -> str:
@@ -125,19 +126,20 @@ class Trainer:
         batches = epoch_batches(
             self.store,
             self.rows,
-            batch_size=training.batch_size,
+            **training.batching,
             seed=training.seed,
             epoch=self.epoch,
             shuffle=True,
             rank=self.collective.rank,
             world_size=self.collective.world_size,
             targets=self.targets,
+            pin=self.device.type == "cuda",
         )
         shares: dict[str, float] = {}
         rate = 0.0
         for batch in batches:
             rate = self._set_rate()
-            terms = self._terms(batch.to(self.device, non_blocking=True))
+            terms = self._terms(batch.to(self.device, non_blocking=True).widened())
             if sums.steps == 0 and len(terms) > 1:
                 shares = gradient_shares(terms, list(self.model.parameters()))
             self._descend(terms)
@@ -208,6 +210,7 @@ class Trainer:
                 scale=self.scale,
                 device=self.device,
                 collective=self.collective,
+                atoms_per_batch=self.settings.training.atoms_per_batch,
             )
             if error is not None:
                 found[name] = error
