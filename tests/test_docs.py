@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -100,6 +101,17 @@ def test_every_run_and_pipeline_in_the_documents_loads(tmp_path: Path) -> None:
     for text in pipelines:
         (tmp_path / "pipeline.yaml").write_text(text, encoding="utf-8")
         load_space(dict(load_pipeline(tmp_path / "pipeline.yaml").search), targets="targets")
+
+
+def test_the_python_of_the_readme_runs(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [block for fence, block in fenced(ROOT / "README.md") if fence == "python"]
+    monkeypatch.chdir(tmp_path)
+    Path("store").symlink_to(tiny_store)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert sum(batch.num_graphs for batch in names["graphs"]) == len(names["rows"]) == 41
+    assert sum(len(batch.target) for batch in names["padded"]) == 41
+    assert all("pos" in batch for batch in names["graphs"])
 
 
 def test_presets_and_spaces_are_all_named() -> None:

@@ -74,7 +74,7 @@ class Store:
     smiles_bytes: UInt8[np.ndarray, " bytes"]
 
     @classmethod
-    def open(cls, path: Path) -> Store:
+    def open(cls, path: Path | str) -> Store:
         """Map the columns of a finished store.
 
         Raises InputError for a folder that is no store, unfinished, cut short, or made with another schema or
