@@ -11,7 +11,6 @@ import pytest
 import torch
 from ray import cloudpickle
 from safetensors.torch import load_file
-from weights import check_equal_within_rounding
 
 from moldistill.core.config import load_run
 from moldistill.core.errors import InputError
@@ -19,6 +18,7 @@ from moldistill.trial.folder import read_metrics
 from moldistill.trial.ray_train import train_under_ray
 from moldistill.trial.run import run_trial
 from moldistill.trial.spec import TrialSpec
+from weights import check_equal_within_rounding
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

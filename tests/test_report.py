@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from delivery_folders import make_run, make_store, make_study, predicted
+from manifests import edit_manifest
 from moldistill.core.errors import InputError
 from moldistill.data.store import Store
 from moldistill.delivery.ensemble import ensemble
@@ -178,9 +179,7 @@ def test_a_bare_folder_has_a_report(folders: ReportInputs, tmp_path: Path, kind:
 def test_words_of_others_are_escaped(store: Store, tmp_path: Path) -> None:
     study = make_study(tmp_path / "study<b>", store, trials(9, params={HOSTILE: HOSTILE}))
     (study / "space.yaml").write_text(HOSTILE)
-    manifest = (study / "manifest.json").read_text()
-    size = len(HOSTILE)
-    (study / "manifest.json").write_text(re.sub(r'("space.yaml": \{\s*"size": )\d+', rf"\g<1>{size}", manifest))
+    edit_manifest(study, lambda manifest: manifest["files"]["space.yaml"].update(size=len(HOSTILE)))
     path = report(study, tmp_path / "report.html")
     page = Page(path)
     page.check_alone()

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from weights import check_equal_within_rounding
 
 from moldistill.chem.sample import sample_root
 from moldistill.core.config import load_run
@@ -28,6 +27,7 @@ from moldistill.training.loop import EpochReport, Trainer
 from moldistill.trial.folder import read_metrics
 from moldistill.trial.run import run_trial
 from moldistill.trial.spec import TrialSpec
+from weights import check_equal_within_rounding
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "dropout": 0.1}
 

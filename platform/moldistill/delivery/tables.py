@@ -204,7 +204,9 @@ def run_text(run: RunView) -> str:
     parts = [str(model.get("name", "model"))]
     parts += [f"{name} {model[name]}" for name in ("width", "depth", "heads") if name in model]
     parts.append(f"{len(run.curve)} epochs")
-    if "batch_size" in training:
+    if training.get("atoms_per_batch"):
+        parts.append(f"{training['atoms_per_batch']} atoms per batch")
+    elif "batch_size" in training:
         parts.append(f"batch size {training['batch_size']}")
     terms = run.settings.get("distill") or {}
     active = [f"{name} {term['weight']:.3g}" for name, term in terms.items() if (term or {}).get("weight")]

@@ -36,6 +36,8 @@ def unread(name: str, settings: RunSettings) -> str | None:
     """Why no part of the run reads the key `name` under these settings, or None where something does."""
     if name in TEACHER_ONLY and settings.role == "student":
         return "only teachers read it"
+    if name == "training.batch_size" and settings.training.atoms_per_batch is not None:
+        return "training.atoms_per_batch takes its place"
     if not name.startswith("distill."):
         return None
     _, term_name, key = name.split(".")
