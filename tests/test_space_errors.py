@@ -151,6 +151,12 @@ DEAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("kernels of a student", searched("model.kernels", {"int": [8, 64]}), "model.kernels", "only teachers"),
     ("noise of a student", searched("training.position_noise", {"uniform": [0, 0.1]}), "noise", "only teachers"),
     (
+        "a batch size under a token budget",
+        space(fixed={"training.atoms_per_batch": 2048}, parameters={"training.batch_size": {"choice": [32, 64]}}),
+        "training.batch_size",
+        "atoms_per_batch takes its place",
+    ),
+    (
         "always contradictory",
         space(fixed={"model.heads": 7}, parameters={"model.width": {"choice": [64, 96]}}),
         "every sampled configuration is refused",
