@@ -199,6 +199,12 @@ def test_rows_without_a_graph_are_a_mistake_of_the_caller(store: Store) -> None:
         collate(store, refused)
 
 
+def test_rows_outside_the_store_are_a_mistake_of_the_caller(store: Store) -> None:
+    for row in (-1, len(store), 10**9):
+        with pytest.raises(AssertionError, match="outside the store"):
+            collate(store, np.array([row]))
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 60])
 def test_the_shares_of_the_workers_are_the_whole(store: Store, rows: np.ndarray, world_size: int) -> None:
     def run(**settings: int) -> list[Batch]:

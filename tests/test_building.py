@@ -220,6 +220,43 @@ def test_a_wrong_source_leaves_nothing_and_other_errors_keep_the_work(
     assert work_folder(tmp_path / "store").exists()
 
 
+def test_a_source_that_cannot_be_read_just_now_keeps_the_work(
+    tiny_root: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moldistill.chem import sdf
+
+    real = sdf._records
+
+    def failing(path: Path, stream: object) -> Iterator[bytes]:
+        for number, record in enumerate(real(path, stream)):  # type: ignore[arg-type]
+            if number == 35:
+                raise OSError(errno.EIO, "Input/output error")
+            yield record
+
+    monkeypatch.setattr("moldistill.chem.blocks.BLOCK", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(sdf, "_records", failing)
+        with pytest.raises(RunError, match="cannot be read"):
+            module.prepare(tiny_root, tmp_path / "store", PrepareSettings())
+    firsts: list[int] = []
+    monkeypatch.setattr(module, "process", lambda task: firsts.append(task.first) or process(task))
+    module.prepare(tiny_root, tmp_path / "store", PrepareSettings())
+    assert firsts[0] > 0
+    assert contents(tmp_path / "store") == whole
+
+
+def test_places_that_cannot_be_written_are_refused(tiny_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be"):
+        module.prepare(tiny_root, Path("/proc/nowhere/store"), PrepareSettings())
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        module.prepare(tiny_root, tmp_path / "file" / "store", PrepareSettings())
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    module.prepare(tiny_root, tmp_path / "link", PrepareSettings())
+    assert len(Store.open(tmp_path / "there")) == 83
+
+
 def test_a_finished_store_is_left_as_it_is(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,29 @@ def test_a_kernel_follows_the_kernels_that_it_calls(tmp_path: Path) -> None:
     kept = [folder.name for folder in (tmp_path / "kept").iterdir()]
     assert len(kept) == 2
     assert all(name.startswith("kernels-") for name in kept)
+
+
+def test_a_kernel_follows_the_constants_that_it_uses(tmp_path: Path) -> None:
+    (tmp_path / "caller.py").write_text(
+        IMPORT + "from constants import LIMIT\n\n\n@compiled\ndef outer(x):\n    return x + LIMIT\n"
+    )
+    for limit in (5, 500):
+        (tmp_path / "constants.py").write_text(f"LIMIT = {limit}\n")
+        assert _run(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "kept")) == str(1 + limit)
+
+
+def test_a_place_that_cannot_be_written_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    module._folder.cache_clear()
+    try:
+        assert module._folder().is_relative_to(tempfile.gettempdir())
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        module._folder.cache_clear()
+        assert module._folder().is_relative_to(tmp_path / "cache")
+    finally:
+        module._folder.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "HOME"])

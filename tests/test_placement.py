@@ -116,6 +116,22 @@ def test_rdkit_is_rarely_asked(monkeypatch: pytest.MonkeyPatch, hydrogens: bool)
     assert len(asked) < 0.1 * len(smiles)
 
 
+@pytest.mark.parametrize(
+    "smiles", ["[S-](C)C", "[S-](=O)=O", "C[S-]", "C[SH](C)C", "CS(C)(=O)=O", "C[NH3+]", "[O-]C", "C[PH4]"]
+)
+def test_hydrogens_that_valences_leave_are_those_of_rdkit(smiles: str) -> None:
+    parameters = Chem.SmilesParserParams()
+    parameters.sanitize = parameters.removeHs = False
+    bare = Chem.RWMol(Chem.MolFromSmiles(smiles, parameters))
+    for atom in bare.GetAtoms():  # as in a record without hydrogens, which says nothing of them
+        atom.SetNumExplicitHs(0)
+        atom.SetNoImplicit(False)
+    conformer = Chem.Conformer(bare.GetNumAtoms())
+    conformer.SetPositions(np.random.default_rng(0).normal(size=(bare.GetNumAtoms(), 3)).round(4))
+    bare.AddConformer(conformer)
+    check([smiles, "CC"], [Chem.MolToMolBlock(bare, kekulize=False).encode()] * 2)
+
+
 SMILES = "C[N+](=O)[O-]"
 BLOCK = (
     b"\n  made by hand\n\n  7  6  0  0  0  0  0  0  0  0999 V2000\n"
@@ -142,6 +158,9 @@ CHANGES: dict[str, Change] = {
     "charges in lines of their own": _swap("M  END", "M  CHG  2   2   1   4  -1\nM  END"),
     "charges that replace those of the atoms": _swap("M  END", "M  CHG  1   1   1\nM  END"),
     "a charge of an atom that is not there": _swap("M  END", "M  CHG  1  99   1\nM  END"),
+    "an isotope without an atom": _swap("M  END", "M  ISO  1\nM  END"),
+    "a charge without a value": _swap("M  END", "M  CHG  1   2\nM  END"),
+    "a charge cut short": _swap("M  END", "M  CHG  1 11\nM  END"),
     "isotopes": _swap("M  END", "M  ISO  1   1  13\nM  END"),
     "a radical": _swap("M  END", "M  RAD  1   1   2\nM  END"),
     "a radical in the atom's line": _swap("N   0  3", "N   0  4"),

@@ -189,6 +189,18 @@ def test_a_csv_with_targets_is_split_at_random(tmp_path: Path) -> None:
     assert store.target[37] == 3.7
 
 
+@pytest.mark.parametrize("odd", ["", " ", "1_0"])
+def test_blank_lines_are_no_rows_and_are_counted(tmp_path: Path, odd: str) -> None:
+    lines = ["smiles,homolumogap", "CCO,1", "", "CC,2", "", "", f"C,{odd}", ""]
+    source = _csv(tmp_path / "a.csv", "\n".join(lines))
+    if odd == "1_0":
+        with pytest.raises(InputError, match=r"a\.csv:7"):
+            prepare(source, tmp_path / "store", PrepareSettings())
+        return
+    facts = prepare(source, tmp_path / "store", PrepareSettings()).facts
+    assert (facts["rows"], facts["source"]["blank_lines"]) == (3, 3)
+
+
 def test_a_csv_may_name_its_splits_target_and_unit(tmp_path: Path) -> None:
     text = '\ufeffsplit,smiles,gap\r\ntrain,CCO,1\r\nvalid,"CC",\r\n\r\ntest-dev,CN,NaN\r\n,C,2\r\n'
     settings = PrepareSettings(target="gap", unit="hartree")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,20 @@ def _row(item: Any) -> int:
 
 
 # What both views promise.
+
+
+def test_masks_and_impossible_batches_are_refused(tiny_store: Path) -> None:
+    # In another process: in this one, shapes and types are checked before.
+    code = "from moldistill.data.store import Store; s = Store.open({!r}); s.{}(s.has_positions)"
+    for name in ("to_pyg", "to_torch"):
+        command = [sys.executable, "-c", code.format(str(tiny_store), name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "InputError: rows are numbers of rows" in done.stderr
+    for size in (0, -5):
+        with pytest.raises(InputError, match="holds nothing"):
+            BatchPlanSampler(np.array([3, 4]), batch_size=size)
+    with pytest.raises(InputError, match="no such worker"):
+        BatchPlanSampler(np.array([3, 4]), batch_size=2, rank=2, world_size=2)
 
 
 def test_items_are_the_rows_in_their_order(view: View, store: Store, rows: np.ndarray) -> None:

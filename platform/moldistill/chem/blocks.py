@@ -55,13 +55,19 @@ def read_blocks(path: Path, target: str | None = None, *, require_target: bool =
 
 def _careful(path: Path, target: str | None, require_target: bool, done: int) -> Iterator[Block]:
     """What follows the first `done` rows, row by row."""
-    rows = itertools.islice(read_csv(path, target, require_target=require_target), done, None)
+    blank: list[None] = []
+    rows = read_csv(path, target, require_target=require_target, blank=lambda: blank.append(None))
+    for _ in range(done):
+        next(rows, None)
+    blank.clear()  # those before were counted
     while part := list(itertools.islice(rows, BLOCK)):
         yield Block(
             [row.smiles for row in part],
             np.array([row.target for row in part], np.float64),
             np.array([row.split for row in part], np.int8),
+            len(blank),
         )
+        blank.clear()
 
 
 def _fast(path: Path, target: str | None, require_target: bool) -> Iterator[Block]:
@@ -125,7 +131,7 @@ def _block(fields: Sequence[Sequence[str]], columns: CsvColumns, done: int, blan
         texts = fields[columns.target]
         if "_" in "".join(texts):  # Python reads 1_000, others do not
             raise _OddError
-        target[:] = [float(text) if text else math.nan for text in texts]
+        target[:] = [float(text) if text and not text.isspace() else math.nan for text in texts]
         if np.isinf(target).any():
             raise _OddError
     split = np.full(count, -1, np.int8)

@@ -216,14 +216,21 @@ def _read_properties(data: Bytes, at: int, charge: Numbers) -> bool:
                 return False
             for entry in range(count):
                 start = at + 9 + 8 * entry
+                if not (_digit(line, start + 3) and _digit(line, start + 7)):
+                    return False
                 atom, value = _integer(line, start, start + 4), _integer(line, start + 4, start + 8)
                 if not (1 <= atom <= len(charge) and -15 <= value <= 15):
                     return False
                 charge[atom - 1] = value
-        elif not _is(line, at, (77, 32, 32, 73, 83, 79)):  # M  ISO: isotopes are no feature
+        else:
             return False
         at = _next_line(data, at)
     return False
+
+
+@compiled
+def _digit(line: Bytes, at: int) -> bool:
+    return at < len(line) and _ZERO <= line[at] <= _ZERO + 9
 
 
 @compiled
@@ -247,8 +254,8 @@ def count_hydrogens(number: Numbers, charge: Numbers, bonds: Numbers, hydrogens:
         hydrogens[bonds[bond, 1]] += bonds[bond, 2]
     for atom in range(len(number)):
         electrons = number[atom] - charge[atom]
-        first, step = _valences(number[atom]), _valences(electrons)
-        if first == 0 or step == 0 or abs(charge[atom]) > 1:
+        common = _valences(number[atom]) > 0 and _valences(electrons) > 0 and abs(charge[atom]) <= 1
+        if not common or (number[atom] == 16 and charge[atom] < 0):  # RDKit lets S- have more bonds than chlorine
             return False
         hydrogens[atom] = _missing(electrons, hydrogens[atom])
     return True

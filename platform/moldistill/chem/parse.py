@@ -73,10 +73,11 @@ def parse_as_written(smiles: str) -> tuple[Chem.Mol | None, str]:
             molecule = Chem.MolFromSmiles(smiles, sanitize=False)
     if molecule is None:
         return None, lines[0] if lines else "RDKit refuses the SMILES"
+    reason = "RDKit cannot read the molecule"
     with rdBase.BlockLogs():
-        problems = Chem.DetectChemistryProblems(molecule)
-        reason = problems[0].Message() if problems else "RDKit cannot sanitize the molecule"
         try:
+            problems = Chem.DetectChemistryProblems(molecule)
+            reason = problems[0].Message() if problems else "RDKit cannot sanitize the molecule"
             molecule.UpdatePropertyCache(strict=False)
             molecule = Chem.RemoveHs(molecule, sanitize=False)  # as a sanitized molecule would lose them
             molecule.UpdatePropertyCache(strict=False)
@@ -85,8 +86,14 @@ def parse_as_written(smiles: str) -> tuple[Chem.Mol | None, str]:
             Chem.SetHybridization(molecule)
             Chem.AssignStereochemistry(molecule, cleanIt=True)
         except (RuntimeError, ValueError) as error:
-            return None, f"{reason}; then: {error}"
+            return None, f"{reason}: {_first_line(error)}"
     return molecule, reason
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong; further lines of RDKit's errors name places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else "".join(lines)
 
 
 class _Lines(logging.Handler):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moldistill.core.errors import InputError, nearest
+from moldistill.core.errors import InputError, MoldistillError, RunError, nearest
 from moldistill.core.vocabulary import SPLITS
 
 SMILES_COLUMN = "smiles"
@@ -54,23 +54,29 @@ class SourceRow:
     split: int
 
 
-def read_csv(path: Path, target: str | None = None, *, require_target: bool = False) -> Iterator[SourceRow]:
+def read_csv(
+    path: Path,
+    target: str | None = None,
+    *,
+    require_target: bool = False,
+    blank: Callable[[], None] | None = None,
+) -> Iterator[SourceRow]:
     """Rows of a CSV, plain or gzipped, in order; blank lines are no rows.
 
-    target: name of the target's column (default `homolumogap`, if there is one). Raises InputError with file and line
-    for a missing file, a missing or doubled column, an empty file, bytes that are not UTF-8, a row of another length,
-    a target that is no number or infinite, an unknown split.
+    target: name of the target's column (default `homolumogap`, if there is one). blank: called for each blank line.
+    Raises InputError with file and line for a missing file, a missing or doubled column, an empty file, bytes that are
+    not UTF-8, a row of another length, a target that is no number or infinite, an unknown split.
     """
     with open_bytes(path) as stream:
         table = csv.reader(_lines(path, stream))
-        header = _next_row(path, table)
+        header = _next_row(path, table, None)
         if header is None:
             raise InputError(
                 f"{path} is empty", expected=f"a CSV with a column {SMILES_COLUMN}", remedy="check the file"
             )
         columns = find_columns(path, [name.strip() for name in header], target, require_target)
         count = 0
-        while (fields := _next_row(path, table)) is not None:
+        while (fields := _next_row(path, table, blank)) is not None:
             where = f"{path}:{table.line_num}"
             if len(fields) != len(header):
                 raise InputError(
@@ -167,7 +173,10 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
             yield raw
 
 
-def _broken(path: Path, error: BaseException) -> InputError:
+def broken(path: Path, error: BaseException) -> MoldistillError:
+    """The error of a file that is damaged, or that the system cannot read just now (then a RunError)."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return RunError(f"{path} cannot be read", got=error, remedy="see that its disk is there, then run again")
     return InputError(f"{path} cannot be read to its end", got=error, remedy="it may be cut short: fetch it again")
 
 
@@ -186,16 +195,18 @@ def _lines(path: Path, stream: IO[bytes]) -> Iterator[str]:
             remedy="save the file as UTF-8",
         ) from error
     except BROKEN as error:
-        raise _broken(path, error) from error
+        raise broken(path, error) from error
 
 
-def _next_row(path: Path, table: Any) -> list[str] | None:
+def _next_row(path: Path, table: Any, blank: Callable[[], None] | None) -> list[str] | None:
     """The next row that is not blank, or None at the end."""
     csv.field_size_limit(MAX_FIELD)
     try:
         for fields in table:
             if fields:
                 return list(fields)
+            if blank is not None:
+                blank()
     except csv.Error as error:
         raise InputError(f"{path}:{table.line_num}: not a CSV", got=error, remedy="check the quotes") from error
     return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, cast
 
+from moldistill.chem.reader import BROKEN, broken
 from moldistill.core.errors import InputError
 
 _CHUNK = 2**20
@@ -23,10 +23,8 @@ def read_sdf(path: Path) -> Iterator[bytes]:
     try:
         with ExitStack() as stack:
             yield from _records(path, _open(path, stack))
-    except (EOFError, OSError, zlib.error, tarfile.TarError) as error:
-        raise InputError(
-            f"{path} cannot be read to its end", got=error, remedy="it may be cut short: fetch it again"
-        ) from error
+    except BROKEN as error:
+        raise broken(path, error) from error
 
 
 def _open(path: Path, stack: ExitStack) -> IO[bytes]:

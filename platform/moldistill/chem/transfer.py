@@ -6,7 +6,6 @@ so that a later connection, of this process or of another, goes on where they en
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ import requests
 import urllib3
 
 from moldistill import __version__
-from moldistill.core.artifacts import read_json, write_json
+from moldistill.core.artifacts import FULL, read_json, write_json
 from moldistill.core.errors import InputError, RunError
 from moldistill.core.progress import log, progress
 
@@ -32,7 +31,6 @@ WORTHWHILE = 2**20
 """Bytes that a connection must bring for the failures before it to be forgotten."""
 
 _PASSING = (408, 425, 429)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +202,7 @@ class Transfer:
             while view:
                 view = view[stream.write(view) :]
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise RunError(
                     f"no space left while writing {self.partial}",
                     got=error.strerror,

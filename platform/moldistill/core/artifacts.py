@@ -24,6 +24,9 @@ from moldistill.core.errors import InputError, RunError
 MANIFEST = "manifest.json"
 SCHEMA = 2
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of the system that mean: no room left."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
@@ -83,7 +86,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise RunError(f"no space left while writing {path}", remedy="free disk space, then run again") from error
         raise
     finally:
@@ -195,7 +198,7 @@ def check_out(out: Path) -> Path:
 
     Refused: a file, a folder that holds anything, and a place inside a folder that moldistill wrote.
     """
-    out = out.expanduser().absolute()
+    out = out.expanduser().resolve()
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", expected="a new or empty folder", remedy="name another folder with --out")
     if out.is_dir() and any(out.iterdir()):

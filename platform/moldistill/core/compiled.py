@@ -1,8 +1,8 @@
 """`compiled`: numba's machine code for our kernels, kept on disk and never out of date.
 
-numba keeps what it compiled beside the source and looks at the date of that one file only: a kernel that calls one of
-another module would go on with the old one after an update. So ours are kept in a folder that is named after the
-content of all modules with kernels: `$NUMBA_CACHE_DIR`, or `moldistill` in the user's cache.
+numba keeps what it compiled beside the source and looks at the date of that one file only: a kernel that uses a kernel
+or a constant of another module would go on with the old one after an update. So ours are kept in a folder that is named
+after the content of the whole package: in `$NUMBA_CACHE_DIR`, or `moldistill` in the user's cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from moldistill.core.progress import log
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).parents[1]
-_MARK = b"@compiled\n"
 
 
 def compiled(function: F) -> F:
@@ -47,17 +46,26 @@ def _folder() -> Path:
     name = f"kernels-{_stamp(_PACKAGE)}"
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(chosen) / name
+    own = Path(tempfile.gettempdir()) / f"moldistill-{os.getuid()}"
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moldistill" / name
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moldistill"
     except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / f"moldistill-{os.getuid()}" / name
+        base = own
+    return (base if _writable(base) else own) / name
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _stamp(package: Path) -> str:
-    """Hash of the modules that hold kernels."""
+    """Hash of every module; a kernel holds what it was given of any of them."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(package.rglob("*.py")):
-        content = path.read_bytes()
-        if _MARK in content:
-            digest.update(content)
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

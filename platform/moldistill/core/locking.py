@@ -26,13 +26,20 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+_ATTEMPTS = 100
+
+
 def _acquire(path: Path, what: str) -> IO[str]:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(_ATTEMPTS):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             stream = path.open("a", encoding="utf-8")
         except FileNotFoundError:  # the folder went, with whoever held the lock
             continue
+        except OSError as error:
+            raise InputError(
+                f"{path.parent} cannot be written", got=error, remedy="check the path and its permissions"
+            ) from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who held it may have removed the file meanwhile: a lock on a file without a name keeps nobody out.
@@ -43,4 +50,10 @@ def _acquire(path: Path, what: str) -> IO[str]:
         except BlockingIOError as error:
             stream.close()
             raise InputError(what, got=f"another process holds {path}", remedy="wait for it, or stop it") from error
+        except OSError as error:
+            stream.close()
+            raise InputError(
+                f"{path} cannot be locked", got=error, remedy="write to a disk that has locks, and copy the result"
+            ) from error
         stream.close()
+    raise InputError(f"{path} cannot be made", expected="a folder that can be written", remedy="check the path")

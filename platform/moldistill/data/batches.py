@@ -52,7 +52,7 @@ class _Loan:
         self.__array_interface__ = buffer.__array_interface__
 
     def __del__(self) -> None:
-        if len(self.buffer) <= _SPARE_BYTES:
+        if 0 < len(self.buffer) <= _SPARE_BYTES:
             self.home.append(self.buffer)
 
 
@@ -69,6 +69,7 @@ def _collated(
 ) -> Iterator[Batch]:
     """One batch per shard; all are filled before the first is given out."""
     rows = np.concatenate(shards).astype(np.int64, copy=False)
+    assert not len(rows) or (rows.min() >= 0 and rows.max() < len(store)), "rows outside the store"
     bounds = np.zeros(len(shards) + 1, np.int64)
     np.cumsum([len(shard) for shard in shards], out=bounds[1:])
     size, atoms = np.empty(len(rows), np.int64), np.empty(len(shards), np.int64)

@@ -15,7 +15,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -76,20 +76,23 @@ class Line:
 def building(out: Path, plan: dict[str, Any]) -> Iterator[Building]:
     """Make the store `out`, or go on with what an earlier process left of the same `plan`.
 
-    `Building.finish` gives the folder its name. If the block raises an InputError (the source is wrong), the work is
+    `Building.publish` gives the folder its name. If the block raises an InputError (the source is wrong), the work is
     removed; after anything else it stays, to be continued. Raises InputError where another process makes `out`.
     """
     work = work_folder(out)
-    with exclusive(work / LOCK, f"{out} is being prepared already"):
-        try:
-            check_out(out)  # again: another process may have finished it just now
-            with Building(out, work, _kept_lines(work, plan)) as build:
-                yield build
-        except InputError:
-            shutil.rmtree(work)
-            raise
-        if build.finished:
-            shutil.rmtree(work)
+    try:
+        with exclusive(work / LOCK, f"{out} is being prepared already"):
+            try:
+                check_out(out)  # again: another process may have finished it just now
+                with Building(out, work, _kept_lines(work, plan)) as build:
+                    yield build
+            except InputError:
+                _empty(work)
+                raise
+            if build.finished:
+                _empty(work)
+    finally:
+        _remove_if_empty(work)
 
 
 def work_folder(out: Path) -> Path:
@@ -101,7 +104,22 @@ def discard_remains(out: Path) -> None:
     """Remove what a process left that was killed just after it finished the store `out`."""
     if (work := work_folder(out)).is_dir():
         with exclusive(work / LOCK, f"{out} is being prepared already"):
-            shutil.rmtree(work)
+            _empty(work)
+        _remove_if_empty(work)
+
+
+def _empty(work: Path) -> None:
+    """Remove everything but the lock, which its holder gives up last."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _remove_if_empty(work: Path) -> None:
+    with suppress(OSError):  # another process may have come
+        work.rmdir()
 
 
 def _kept_lines(work: Path, plan: dict[str, Any]) -> list[Line]:
@@ -186,10 +204,12 @@ class Building(ExitStack):
 
     def _open_ledger(self, lines: Sequence[Line]) -> IO[str]:
         """The ledger, cut back to the lines that hold."""
-        write = "".join(line.text() for line in lines)
-        stream = (self.work / LEDGER).open("w", encoding="utf-8")
-        stream.write(write)
-        stream.flush()
+        path = self.work / LEDGER
+        if not lines:
+            return path.open("w", encoding="utf-8")
+        stream = path.open("r+", encoding="utf-8")
+        stream.truncate(sum(len(line.text().encode()) for line in lines))
+        stream.seek(0, io.SEEK_END)
         return stream
 
     def _last(self, kind: str) -> int:

@@ -226,5 +226,6 @@ def _scatter(bonds: Any, begin: Any, end: Any, out: Any, corner: Any, width: Any
         out[corner + _U(k)] = 0
     for bond in range(begin * _BOND, end * _BOND, _BOND):
         i, j, code = _U(bonds[bond]), _U(bonds[bond + _ONE]), bonds[bond + _ONE + _ONE]
-        out[corner + i * width + j] = code
-        out[corner + j * width + i] = code
+        if i < width and j < width:  # a damaged column must not write elsewhere
+            out[corner + i * width + j] = code
+            out[corner + j * width + i] = code

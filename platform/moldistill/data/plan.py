@@ -87,6 +87,8 @@ def _cuts(
             expected="one of the two",
             remedy="leave the other one out",
         )
+    if (batch_size or atoms_per_batch or 0) < 1:
+        raise InputError("a batch holds nothing", got=batch_size or atoms_per_batch, expected="at least 1")
     if batch_size is not None:
         return np.append(np.arange(0, len(sizes), batch_size), len(sizes))
     assert atoms_per_batch is not None

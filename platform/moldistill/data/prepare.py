@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -14,9 +13,9 @@ import rdkit
 
 from moldistill import __version__
 from moldistill.chem.align import CASES
-from moldistill.core.artifacts import MANIFEST, Manifest, check_out, hash_file, read_manifest, write_manifest
+from moldistill.core.artifacts import FULL, MANIFEST, Manifest, check_out, hash_file, read_manifest, write_manifest
 from moldistill.core.cluster import cluster, is_up, ordered_map, usable_cpus
-from moldistill.core.errors import RunError
+from moldistill.core.errors import InputError, RunError
 from moldistill.core.progress import log, progress
 from moldistill.core.settings import PrepareSettings
 from moldistill.core.vocabulary import FLAGS, SPLITS, vocabulary_hash
@@ -44,14 +43,28 @@ def prepare(source: Path, out: Path, settings: PrepareSettings, *, processes: in
     processes: None takes the Ray cluster that is up or that RAY_ADDRESS names, and else starts one for large sources.
     Raises InputError for a wrong source or folder, RunError where the disk is full; then running it again goes on.
     """
-    out = Path(out).expanduser().absolute()
+    out = Path(out).expanduser().resolve()
     origin = open_source(Path(source), settings)
     plan = _plan(origin, settings)
     if (finished := _already(out, plan)) is not None:
         return finished
     check_out(out)
+    try:
+        with _space_left(out):
+            manifest = _make(out, origin, plan, settings, processes)
+    except InputError:
+        if (finished := _already(out, plan)) is not None:  # by another process, just now
+            return finished
+        raise
+    _log_summary(manifest.facts)
+    return manifest
+
+
+def _make(
+    out: Path, origin: Source, plan: dict[str, Any], settings: PrepareSettings, processes: int | None
+) -> Manifest:
     rows = sample_rows(origin.split, settings.limit, settings.seed)
-    with _space_left(out), building(out, plan) as build:
+    with building(out, plan) as build:
         if build.rows:
             log(f"going on after {build.rows:,} rows that are prepared already")
         _append_chunks(build, origin, settings, rows, processes)
@@ -68,7 +81,6 @@ def prepare(source: Path, out: Path, settings: PrepareSettings, *, processes: in
             facts=facts,
         )
         build.publish()
-    _log_summary(manifest.facts)
     return manifest
 
 
@@ -105,7 +117,7 @@ def _space_left(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise RunError(
                 f"no space left while writing {out}", remedy="free disk space, then run again: it goes on where it was"
             ) from error

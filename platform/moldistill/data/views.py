@@ -104,6 +104,8 @@ class BatchPlanSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if not 0 <= rank < world_size:
+            raise InputError("there is no such worker", got=rank, expected=f"0 to {world_size - 1}")
         self.sizes, self.batch_size, self.atoms_per_batch = np.asarray(sizes), batch_size, atoms_per_batch
         self.seed, self.shuffle, self.rank, self.world_size = seed, shuffle, rank, world_size
         self.epoch = self.start = 0
@@ -131,6 +133,13 @@ class BatchPlanSampler(Sampler[list[int]]):
 
 def _checked(store: Store, rows: Int[np.ndarray, " rows"]) -> NDArray[np.int64]:
     """The rows as int64, or InputError where one is outside the store or has no graph."""
+    if np.asarray(rows).dtype.kind not in "iu" and len(rows):
+        raise InputError(
+            "rows are numbers of rows",
+            got=f"an array of {np.asarray(rows).dtype}",
+            expected="integers",
+            remedy="np.flatnonzero gives those of a mask",
+        )
     rows = np.array(rows, np.int64)
     outside = (rows < 0) | (rows >= len(store))
     if outside.any():
