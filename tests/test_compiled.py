@@ -19,7 +19,7 @@ CALLEE = IMPORT + "\n\n@compiled\ndef inner(x):\n    return x + {}\n"
 
 
 def _run(folder: Path, **environment: str) -> str:
-    code = "from moldistill.core import compiled; from pathlib import Path; compiled._PACKAGE = Path('.')\n"
+    code = "from moldistill.core import compiled; from pathlib import Path; compiled._PACKAGE, compiled._ROOMS = Path(), ('.',)\n"
     code += "from caller import outer; print(outer(1))"
     paths = os.pathsep.join([str(folder), str(ROOT / "platform")])
     known = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
@@ -85,4 +85,6 @@ def test_every_kernel_of_the_package_is_kept_this_way() -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
     mine = Path(module.__file__)
     assert [path for path, text in texts.items() if "numba.njit" in text and path != mine] == []
-    assert sum("@compiled\n" in text for text in texts.values()) >= 5
+    held = [path.relative_to(package).parts[0] for path, text in texts.items() if "@compiled\n" in text]
+    assert len(held) >= 5
+    assert set(held) <= set(module._ROOMS)

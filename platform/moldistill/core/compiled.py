@@ -2,7 +2,7 @@
 
 numba keeps what it compiled beside the source and looks at the date of that one file only: a kernel that uses a kernel
 or a constant of another module would go on with the old one after an update. So ours are kept in a folder that is named
-after the content of the whole package: in `$NUMBA_CACHE_DIR`, or `moldistill` in the user's cache.
+after the content of `core`, `chem` and `data`: in `$NUMBA_CACHE_DIR`, or `moldistill` in the user's cache.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from moldistill.core.progress import log
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).parents[1]
+_ROOMS = ("core", "chem", "data")
+"""Where kernels live, and all that they may be given."""
 
 
 def compiled(function: F) -> F:
@@ -64,8 +66,9 @@ def _writable(folder: Path) -> bool:
 
 
 def _stamp(package: Path) -> str:
-    """Hash of every module; a kernel holds what it was given of any of them."""
+    """Hash of every module whose constants a kernel may hold."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for room in _ROOMS:
+        for path in sorted((package / room).rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
