@@ -19,7 +19,8 @@ CALLEE = IMPORT + "\n\n@compiled\ndef inner(x):\n    return x + {}\n"
 
 
 def _run(folder: Path, **environment: str) -> str:
-    code = "from moldistill.core import compiled; from pathlib import Path; compiled._PACKAGE, compiled._ROOMS = Path(), ('.',)\n"
+    code = "from moldistill.core import compiled; from pathlib import Path\n"
+    code += "compiled._PACKAGE, compiled._ROOMS = Path(), ('.',)\n"
     code += "from caller import outer; print(outer(1))"
     paths = os.pathsep.join([str(folder), str(ROOT / "platform")])
     known = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
