@@ -28,7 +28,6 @@ QUIET_WORKERS = {
     "RAY_DEDUP_LOGS": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "OMP_NUM_THREADS": "1",
-    "RAY_worker_niceness": "0",  # else whatever else runs on this machine comes first
 }
 
 
