@@ -9,12 +9,13 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from contextlib import redirect_stderr
+from dataclasses import asdict
 from pathlib import Path
 
 from inputs import Inputs, roots
+from memory import watched
 from repeated import repeat_root
 from timing import Figure, side_by_side, single
 
@@ -86,32 +87,12 @@ def _large(inputs: Inputs, name: str) -> Path:
     return out
 
 
-def anonymous_memory() -> float:
-    """MB of this process that no file backs."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("this system does not say how much memory is private")
-
-
 def _measure(source: Path, out: Path) -> None:
-    before = peak = anonymous_memory()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     start = time.perf_counter()
-    with redirect_stderr(io.StringIO()):
+    with watched() as memory, redirect_stderr(io.StringIO()):
         manifest = prepare(source, out, PrepareSettings(), processes=1)
-    done.set()
-    watcher.join()
     seconds = time.perf_counter() - start
-    print(json.dumps({"rows": manifest.facts["rows"], "before": before, "peak": peak, "seconds": seconds}))
+    print(json.dumps({"rows": manifest.facts["rows"], "seconds": seconds} | asdict(memory)))
 
 
 if __name__ == "__main__":
