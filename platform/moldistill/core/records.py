@@ -84,12 +84,32 @@ class TeacherTargets(_Movable):
 
 
 @dataclass(frozen=True, slots=True)
+class Hydrogens(_Movable):
+    """Hydrogens that are no atoms of the graph, padded to the most of the batch.
+
+    count:     number of each molecule.
+    parent:    index of the heavy atom that each is bonded to; 0 where padded.
+    positions: Å; 0 where padded.
+    """
+
+    count: Int[Tensor, "batch"]
+    parent: UInt8[Tensor, "batch hydrogens"]
+    positions: Float[Tensor, "batch hydrogens 3"]
+
+    @property
+    def real(self) -> Bool[Tensor, "batch hydrogens"]:
+        """Which hydrogens exist."""
+        return torch.arange(self.parent.shape[1], device=self.count.device) < self.count[:, None]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch(_Movable):
     """What the training loop reads.
 
     target:        eV; NaN where unknown.
     positions:     Å, of the heavy atoms; 0 where padded or unknown.
     has_positions: whether the molecule has a geometry.
+    hydrogens:     where asked for; none of a molecule whose hydrogens have no positions in the store.
     """
 
     molecules: Molecules
@@ -97,6 +117,7 @@ class Batch(_Movable):
     positions: Float[Tensor, "batch atoms 3"]
     has_positions: Bool[Tensor, "batch"]
     teacher: TeacherTargets | None = None
+    hydrogens: Hydrogens | None = None
 
     def widened(self) -> Batch:
         """The same with the teacher's states in 32 bits, as the loss reads them."""
@@ -109,12 +130,15 @@ class ModelOutput:
 
     prediction:   in units of the training standard deviation, centred on the training mean.
     graph_states: graph token after each layer.
-    atom_states:  atoms after each layer; unspecified where padded.
+    atom_states:  heavy atoms after each layer; unspecified where padded.
+    noise:        of a teacher that denoises: the shift (Å) that it believes to lie on each heavy atom; turns with the
+                  molecule.
     """
 
     prediction: Float[Tensor, "batch"]
     graph_states: tuple[Float[Tensor, "batch width"], ...]
     atom_states: tuple[Float[Tensor, "batch atoms width"], ...]
+    noise: Float[Tensor, "batch atoms 3"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

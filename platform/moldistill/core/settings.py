@@ -30,7 +30,13 @@ def bounded(
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """A model of the registry. `kernels` (Gaussian distance kernels) is read by teachers only."""
+    """A model of the registry.
+
+    walks: return probabilities of random walks of up to so many steps join the atom tokens (0: none).
+    Of teachers alone: kernels (Gaussian distance kernels); hydrogens (whether they are atoms, too); angles (whether
+    pairs also know the angles at their atoms); denoising (weight of predicting the noise on the positions, which
+    training.position_noise must then give).
+    """
 
     name: str = "transformer"
     width: int = bounded(128, ge=8, le=2048)
@@ -39,7 +45,11 @@ class ModelSettings:
     feedforward: float = bounded(2.0, gt=0, le=8)
     dropout: float = bounded(0.0, ge=0, lt=1)
     max_path: int = bounded(16, ge=1, le=254)
+    walks: int = bounded(0, ge=0, le=32)
     kernels: int = bounded(32, ge=2, le=512)
+    hydrogens: bool = False
+    angles: bool = False
+    denoising: float = bounded(0.0, ge=0, le=100)
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -185,6 +195,15 @@ class RunSettings:
             raise ValueError("a teacher is not distilled: set every distill weight to 0, or role: student")
         if self.role == "teacher" and self.targets is not None:
             raise ValueError("a teacher reads no targets: remove the key, or set role: student")
+        self._check_geometry()
+
+    def _check_geometry(self) -> None:
+        model = self.model
+        asked = [name for name in ("hydrogens", "angles", "denoising") if getattr(model, name)]
+        if self.role == "student" and asked:
+            raise ValueError(f"model.{asked[0]} is for teachers: a student sees no geometry")
+        if model.denoising > 0 and self.training.position_noise == 0:
+            raise ValueError("model.denoising predicts the noise on positions: set training.position_noise above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,12 @@ CPU = torch.device("cpu")
 
 def forward(model: nn.Module, role: Role, batch: Batch) -> ModelOutput:
     """Run a model on what its role may see."""
-    output: ModelOutput = model(batch.molecules, batch.positions) if role == "teacher" else model(batch.molecules)
+    if role == "student":
+        output: ModelOutput = model(batch.molecules)
+    elif batch.hydrogens is not None:
+        output = model(batch.molecules, batch.positions, batch.hydrogens)
+    else:
+        output = model(batch.molecules, batch.positions)
     return output
 
 
