@@ -20,7 +20,7 @@ from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
 from moldistill.pipeline import cache_teacher
-from moldistill.training.checkpoint import STATE, load_checkpoint
+from moldistill.training.checkpoint import checkpoints, load_checkpoint
 from moldistill.training.evaluate import mean_absolute_error, median_error, predict, target_scale
 from moldistill.training.loop import EpochReport, Trainer
 from moldistill.training.optim import AveragedWeights, learning_rate
@@ -213,7 +213,8 @@ def test_divergence_stops_before_the_weights_are_touched(tiny_store: Path) -> No
     trainer = Trainer(tiny("student"), Store.open(tiny_store))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     with pytest.raises(RunError, match="diverged at step 0"):
-        trainer._descend({"label": next(iter(trainer.model.parameters())).sum() * math.inf})
+        (next(iter(trainer.model.parameters())).sum() * math.inf).backward()
+        trainer._descend(("label",), torch.tensor([math.inf]), 0.1)
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 
@@ -246,7 +247,7 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tiny_store: Path
     other = replace(spec, settings=tiny("student", optimizer={"learning_rate": 1e-4}), resume=True)
     with pytest.raises(InputError, match="other settings"):
         run_trial(other)
-    path = spec.out / STATE
+    (path,) = checkpoints(spec.out)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="damaged"):
         load_checkpoint(spec.out)

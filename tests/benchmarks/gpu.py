@@ -128,16 +128,15 @@ def _training(store: Store, settings: RunSettings, plan: Plan) -> dict[str, Figu
     waiting = _Waiting(epoch_batches)
     speed, shares = [], []
     with patch("moldistill.training.loop.epoch_batches", waiting):
-        trainer._epoch()  # allocations and kernels of every shape
+        _epoch(trainer)  # allocations and kernels of every shape
         if plan.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(plan.device)
         for _ in range(plan.epochs):
             waiting.seconds, start = 0.0, time.perf_counter()
-            trainer._epoch()  # ends with a sum on the host, so that the device is done
+            _epoch(trainer)
             took = time.perf_counter() - start
             speed.append(len(trainer.rows) / took)
             shares.append(waiting.seconds / took)
-            trainer.epoch += 1
     title, data = f"{settings.role}, {settings.training.precision}", f"batches of {plan.batch_size}"
 
     def spread(name: str, reading: str, values: list[float]) -> Figure:
@@ -152,6 +151,14 @@ def _training(store: Store, settings: RunSettings, plan: Plan) -> dict[str, Figu
         peak = torch.cuda.max_memory_allocated(plan.device) / 2**30
         found["peak_gib"] = single(f"{title}: memory", data, "GiB of GPU memory at the peak", peak)
     return found
+
+
+def _epoch(trainer: Trainer) -> None:
+    """An epoch; it ends with a look at the gradients on the host, so that the device is done."""
+    from moldistill.training.steps import EpochSums
+
+    trainer.run_epoch()
+    trainer.epoch, trainer.sums = trainer.epoch + 1, EpochSums()
 
 
 def _trainer(store: Store, settings: RunSettings, plan: Plan) -> Trainer:

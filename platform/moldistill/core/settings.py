@@ -58,8 +58,13 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW with a linear warm-up over the share `warmup` of all steps, then a cosine to `final` × learning_rate."""
+    """AdamW with a linear warm-up over the share `warmup` of all steps, then a cosine to `final` × learning_rate.
 
+    kind schedule_free: AdamW without a decay of the rate (arXiv 2405.15682); `final` and training.ema are not read, for
+    its own mean of the weights is what is evaluated and kept.
+    """
+
+    kind: Literal["adamw", "schedule_free"] = "adamw"
     learning_rate: float = bounded(1e-3, gt=0, le=1)
     weight_decay: float = bounded(0.01, ge=0, le=10)
     beta1: float = bounded(0.9, ge=0, lt=1)
@@ -73,22 +78,42 @@ class OptimizerSettings:
 class TrainingSettings:
     """How long, how, and on what a model is trained.
 
-    batch_size (molecules) is global: workers share it. atoms_per_batch, where given, takes its place, and batch_size is
-    not read: as many molecules as keep the largest of them times their number within this many atoms, all workers
-    together. ema is the decay of the averaged weights, which are evaluated and kept. position_noise is the standard
-    deviation (Å) of Gaussian noise on a teacher's training positions.
+    Length: epochs; or steps (of the optimizer), which takes their place; or budget_seconds of training (of process CPU
+    time, on a GPU of elapsed time), which a short trial turns into steps, once, at the start of the run.
+
+    Batches: batch_size (molecules) is global: workers share it. atoms_per_batch, where given, takes its place, and
+    batch_size is not read: as many molecules as keep the largest of them times their number within this many atoms, all
+    workers together. accumulate: parts into which each worker cuts its batches, to need less memory.
+
+    ema is the decay of the averaged weights, which are evaluated and kept. position_noise is the standard deviation (Å)
+    of Gaussian noise on a teacher's training positions.
+
+    precision auto: bf16 where the hardware multiplies it faster (GPU, AMX). compile: torch.compile; auto: for runs that
+    a short trial foresees to take more than half an hour. deterministic: only kernels that repeat to the bit, on a GPU,
+    too.
+
+    A checkpoint is written every checkpoint_every epochs, and within an epoch every checkpoint_seconds (elapsed);
+    keep_checkpoints of them stay. min_workers: how few workers may go on when no more can be had.
     """
 
     epochs: int = bounded(20, ge=1, le=100_000)
+    steps: int | None = bounded(None, ge=1)
+    budget_seconds: float | None = bounded(None, gt=0)
     batch_size: int = bounded(64, ge=1, le=65_536)
     atoms_per_batch: int | None = bounded(None, ge=ROOMY)
+    accumulate: int = bounded(1, ge=1, le=1024)
     seed: int = bounded(0, ge=0)
     ema: float = bounded(0.99, ge=0, lt=1)
     position_noise: float = bounded(0.0, ge=0, le=1)
     evaluate_every: int = bounded(1, ge=1)
     checkpoint_every: int = bounded(1, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_seconds: float = bounded(300.0, ge=0)
+    keep_checkpoints: int = bounded(2, ge=1, le=100)
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    compile: Literal["never", "auto", "always"] = "never"
+    deterministic: bool = False
     workers: int = bounded(1, ge=1, le=4096)
+    min_workers: int | None = bounded(None, ge=1)
     cpus_per_worker: int = bounded(1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: int = bounded(2, ge=0)
@@ -99,6 +124,8 @@ class TrainingSettings:
                 f"atoms_per_batch {self.atoms_per_batch} is shared by {self.workers} workers, and each needs {ROOMY}: "
                 f"give {ROOMY * self.workers} or more, or fewer workers"
             )
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
 
     @property
     def batching(self) -> dict[str, int]:

@@ -45,8 +45,8 @@ def size_weights(
     settings: AtomTermSettings,
     size: Int[Tensor, "batch"],
     *,
-    molecules: float,
-    atoms: float,
+    molecules: Tensor | float,
+    atoms: Tensor | float,
     mean_atoms: float,
 ) -> Float[Tensor, "batch"]:
     """c(N): weight of the sum over a molecule's atoms, by its number of atoms N.
@@ -66,7 +66,7 @@ def size_weights(
         case "power":
             return count.pow(-settings.power)
         case "batch_mean":
-            return torch.full_like(count, molecules / max(atoms, 1.0))
+            return torch.ones_like(count) * (molecules / atoms)
         case "dataset_mean":
             return torch.full_like(count, mean_atoms**-settings.power)
         case "gradient_matched":

@@ -28,10 +28,10 @@ from moldistill.distill.states import AtomTerm, GraphTerm
 class Counts:
     """What the global batch holds: rows with a label, molecules and atoms with targets, molecules with positions."""
 
-    labels: float
-    molecules: float
-    atoms: float
-    positions: float
+    labels: Tensor | float
+    molecules: Tensor | float
+    atoms: Tensor | float
+    positions: Tensor | float
 
     @staticmethod
     def of(batch: Batch) -> Float[Tensor, "4"]:
@@ -49,7 +49,7 @@ class Counts:
     @classmethod
     def from_tensor(cls, summed: Float[Tensor, "4"]) -> Counts:
         """Counts from the sum over workers; each at least 1, so that an absent term is 0 and not NaN."""
-        return cls(*(max(float(value), 1.0) for value in summed))
+        return cls(*summed.clamp(min=1.0).unbind())  # no numbers of Python: a GPU would have to be waited for
 
 
 class Objective(nn.Module):

@@ -137,8 +137,8 @@ class AtomTerm(_StateTerm):
         states: tuple[Tensor, ...],
         teacher: TeacherTargets,
         size: Int[Tensor, "batch"],
-        molecules: float,
-        atoms: float,
+        molecules: Tensor | float,
+        atoms: Tensor | float,
     ) -> Float[Tensor, ""]:
         """The sum over this worker's molecules; `molecules` and `atoms` count the global batch."""
         distance = self.per_molecule(states, teacher, size)

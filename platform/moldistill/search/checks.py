@@ -13,7 +13,8 @@ from moldistill.search.space import Space, walk
 SAMPLES = 256
 """Random configurations that are looked at: a branch of probability 5% is missed once in 500,000 times."""
 
-TEACHER_ONLY = ("model.kernels", "training.position_noise")
+TEACHER_ONLY = ("model.kernels", "model.hydrogens", "model.angles", "model.denoising", "training.position_noise")
+SCHEDULED_ONLY = ("optimizer.final", "training.ema")
 POWER_SCHEMES = ("power", "dataset_mean")
 
 
@@ -38,8 +39,14 @@ def unread(name: str, settings: RunSettings) -> str | None:
         return "only teachers read it"
     if name == "training.batch_size" and settings.training.atoms_per_batch is not None:
         return "training.atoms_per_batch takes its place"
+    if name in SCHEDULED_ONLY and settings.optimizer.kind == "schedule_free":
+        return "optimizer.kind is schedule_free"
     if not name.startswith("distill."):
         return None
+    return _unread_term(name, settings)
+
+
+def _unread_term(name: str, settings: RunSettings) -> str | None:
     _, term_name, key = name.split(".")
     term = getattr(settings.distill, term_name)
     if key == "weight":
@@ -73,6 +80,7 @@ def check_space(space: Space) -> SpaceCheck:
             expected="values that can go together",
             remedy="change `fixed` or the ranges",
         )
+    _check_length(space, good)
     notes = [*_read_notes(space, good)]
     if refusals:
         share = len(refusals) / SAMPLES
@@ -104,6 +112,19 @@ def _read_notes(space: Space, good: list[tuple[dict[str, Any], RunSettings]]) ->
             share = len(dead) / len(reasons)
             notes.append(f"{name} is not read in {share:.0%} of trials ({dead[0]}): better put it in that branch")
     return notes
+
+
+def _check_length(space: Space, good: list[tuple[dict[str, Any], RunSettings]]) -> None:
+    """Trials are compared at their epochs: a length in steps or seconds would not say how many there are."""
+    for _, settings in good:
+        for name in ("steps", "budget_seconds"):
+            if (value := getattr(settings.training, name)) is not None:
+                raise InputError(
+                    f"{space.where}: training.{name}: trials of a search end after epochs",
+                    got=f"{value:g}",
+                    expected="training.epochs",
+                    remedy=f"remove training.{name} (or set it to null), and set training.epochs",
+                )
 
 
 def _check_scheduler(space: Space) -> None:

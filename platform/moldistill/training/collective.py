@@ -29,18 +29,19 @@ class Collective:
         dist.all_reduce(total)
         return total
 
-    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over workers, in one message."""
+    def sum_gradients(self, parameters: list[nn.Parameter], more: Tensor) -> Tensor:
+        """Replace each gradient by its sum over workers, in one message that also sums `more`, which is returned."""
         if self.world_size == 1:
-            return
+            return more
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [more.to(gradients[0].dtype)])
         dist.all_reduce(flat)
         start = 0
         for parameter in parameters:
             count = parameter.numel()
             parameter.grad = flat[start : start + count].view_as(parameter).clone()
             start += count
+        return flat[start:].to(more.dtype)
 
     def wait(self) -> None:
         """Return when every worker has come here."""

@@ -1,10 +1,12 @@
-"""The training loop: a generator that yields after every epoch; its state can be saved and restored in between."""
+"""The training loop: a generator that yields after every epoch; its state can be saved after every step."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moldistill.core.artifacts import hash_object
-from moldistill.core.errors import InputError, RunError
+from moldistill.core.errors import InputError
 from moldistill.core.records import Batch
 from moldistill.core.seeds import named_seed
 from moldistill.core.settings import RunSettings
@@ -25,8 +27,10 @@ from moldistill.distill.objective import Counts, Objective
 from moldistill.models.registry import build_model
 from moldistill.training.checkpoint import Checkpoint
 from moldistill.training.collective import ALONE, Collective
-from moldistill.training.evaluate import forward, mean_absolute_error, readable, target_scale
+from moldistill.training.evaluate import forward, mean_absolute_error, readable, target_scale, wants_hydrogens
+from moldistill.training.noise import denoising_loss, noised
 from moldistill.training.optim import AveragedWeights, build_optimizer, learning_rate
+from moldistill.training.steps import EpochSums, FiniteGuard, exact_kernels, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +45,20 @@ class EpochReport:
     evaluated: bool
 
 
-@dataclass(slots=True)
-class _Sums:
-    """Running sums of an epoch."""
+AfterStep = Callable[[], None]
 
-    loss: float = 0.0
-    steps: int = 0
-    terms: dict[str, float] = field(default_factory=dict)
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        self.steps += 1
-        for name, value in terms.items():
-            self.terms[name] = self.terms.get(name, 0.0) + float(value.detach())
-
-    def metrics(self) -> dict[str, float]:
-        means = {f"loss_{name}": value / self.steps for name, value in self.terms.items()}
-        return {"train_loss": sum(means.values())} | means
+NOT_THE_COURSE = (
+    "workers",
+    "min_workers",
+    "cpus_per_worker",
+    "device",
+    "max_failures",
+    "budget_seconds",
+    "checkpoint_every",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+)
+"""Training settings that may differ when a run is resumed: they change nothing, or no more than rounding."""
 
 
 class Trainer:
@@ -89,40 +91,62 @@ class Trainer:
         self.averaged = AveragedWeights(self.model, settings.training.ema)
         self.optimizer = build_optimizer([self.model, self.objective], settings.optimizer)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
-        torch.manual_seed(named_seed(seed, "dropout", collective.rank))
+        self.guard = FiniteGuard(self.device, self.optimizer)
         self.epoch = self.step = 0
         self.seconds = 0.0
+        self.now: Callable[[], float] = time.perf_counter if self.device.type == "cuda" else time.process_time
+        self._since: float | None = None
+        self.sums = EpochSums()
         self.steps_per_epoch = batch_count(store.size(self.rows), **settings.training.batching)
+        # Compiled once per run; shapes change from batch to batch. The weights stay those of `model`.
+        compiled = settings.training.compile == "always"
+        self.called = cast(torch.nn.Module, torch.compile(self.model, dynamic=True)) if compiled else self.model
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the course of the run."""
-        targets = self.targets.identity if self.targets is not None else None
-        settings = asdict(self.settings) | {"targets": targets}
-        return hash_object([settings, self.store.identity, self.collective.world_size])
+        settings = asdict(self.settings) | {"targets": self.targets.identity if self.targets is not None else None}
+        settings["training"] = {key: value for key, value in settings["training"].items() if key not in NOT_THE_COURSE}
+        return hash_object([settings, self.store.identity])
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return self.settings.training.epochs * self.steps_per_epoch
-
-    def fit(self) -> Iterator[EpochReport]:
-        """Train from where the trainer stands to the last epoch; the state may be saved at every yield."""
         training = self.settings.training
-        while self.epoch < training.epochs:
-            start = time.process_time()
-            metrics = self._epoch()
-            self.epoch += 1
-            evaluated = self.epoch % training.evaluate_every == 0 or self.epoch == training.epochs
-            if evaluated:
-                metrics |= self.evaluate()
-            self.seconds += time.process_time() - start
-            yield EpochReport(self.epoch, metrics | {"epoch": self.epoch, "cpu_seconds": self.seconds}, evaluated)
+        return training.steps if training.steps is not None else training.epochs * self.steps_per_epoch
 
-    def _epoch(self) -> dict[str, float]:
-        training, sums = self.settings.training, _Sums()
-        self.model.train()
-        self.objective.train()
+    def fit(self, after_step: AfterStep | None = None) -> Iterator[EpochReport]:
+        """Train from where the trainer stands to the last step; a report after every epoch, the last may be cut short.
+
+        The state may be saved at every yield, and in `after_step`, which is called after every step.
+        """
+        training = self.settings.training
+        while self.step < self.total_steps:
+            self._since = self.now()
+            with exact_kernels(training.deterministic):
+                self.run_epoch(after_step)
+                ends = self.step == self.total_steps
+                report = self.close_epoch(evaluate=ends or (self.epoch + 1) % training.evaluate_every == 0)
+            yield report
+
+    def close_epoch(self, *, evaluate: bool) -> EpochReport:
+        """End the epoch under way where it stands, and report on it."""
+        self._train_mode(False)
+        metrics = self.sums.metrics()
+        self.epoch, self.sums = self.epoch + 1, EpochSums()
+        if evaluate:
+            metrics |= self.evaluate()
+        self.seconds, self._since = self._spent(), None
+        return EpochReport(self.epoch, metrics | {"epoch": self.epoch, "cpu_seconds": self.seconds}, evaluate)
+
+    def _spent(self) -> float:
+        """Seconds of training so far, those of the epoch under way included."""
+        return self.seconds + (self.now() - self._since if self._since is not None else 0.0)
+
+    def run_epoch(self, after_step: AfterStep | None = None) -> None:
+        """The rest of the epoch, from the batch where the trainer stands."""
+        training, begun = self.settings.training, self.epoch * self.steps_per_epoch
+        self._train_mode(True)
         batches = epoch_batches(
             self.store,
             self.rows,
@@ -133,45 +157,58 @@ class Trainer:
             rank=self.collective.rank,
             world_size=self.collective.world_size,
             targets=self.targets,
+            start=self.step - begun,
             pin=self.device.type == "cuda",
+            **({"hydrogens": True} if wants_hydrogens(self.model) else {}),
         )
-        shares: dict[str, float] = {}
-        rate = 0.0
-        for batch in batches:
-            rate = self._set_rate()
-            terms = self._terms(batch.to(self.device, non_blocking=True).widened())
-            if sums.steps == 0 and len(terms) > 1:
-                shares = gradient_shares(terms, list(self.model.parameters()))
-            self._descend(terms)
-            sums.add(terms)
-        metrics = self._over_workers(sums) | {"learning_rate": rate}
-        return metrics | {f"share_{name}": share for name, share in shares.items()}
+        for batch in itertools.islice(batches, self.total_steps - self.step):
+            self.take_step(batch.to(self.device, non_blocking=True))
+            if after_step is not None:
+                after_step()
+        self.guard.check()
 
-    def _over_workers(self, sums: _Sums) -> dict[str, float]:
-        """Terms are parts of a global mean: their sums over workers are the whole."""
-        metrics = sums.metrics()
-        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(metrics, self.collective.sum(values).tolist(), strict=True))
+    def _train_mode(self, training: bool) -> None:
+        """Dropout on or off; a schedule-free optimizer exchanges the weights that move for their mean."""
+        self.model.train(training)
+        self.objective.train(training)
+        if self.settings.optimizer.kind == "schedule_free":
+            cast(Any, self.optimizer).train() if training else cast(Any, self.optimizer).eval()
+            if not training:
+                self.averaged.take(self.model)
 
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        if self.settings.role == "teacher":
-            batch = self._noised(batch)
-        bf16 = self.settings.training.precision == "bf16"
+    def take_step(self, batch: Batch) -> None:
+        """One step of the optimizer on this worker's part of a global batch, which lies on the device."""
+        rate = self._set_rate()
+        # Drawn from the place, not from a stream: a run goes on in the middle of an epoch as if nothing had been.
+        torch.manual_seed(named_seed(self.settings.training.seed, "dropout", self.step, self.collective.rank))
         counts = Counts.from_tensor(self.collective.sum(Counts.of(batch)))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            output = forward(self.model, self.settings.role, batch)
-        terms: dict[str, Tensor] = self.objective(output, batch, counts, self.step / self.total_steps)
-        return terms
+        self.optimizer.zero_grad(set_to_none=True)
+        names: tuple[str, ...] = ()
+        values = torch.zeros(0, device=self.device)
+        for part in parts(batch, self.settings.training.accumulate):
+            if not len(part.target) and self.collective.world_size == 1:
+                continue
+            terms = self._terms(part.widened(), counts)
+            if self.sums.steps == 0 and not names and len(terms) > 1:
+                self.sums.shares = gradient_shares(terms, list(self.model.parameters()))
+            stacked = torch.stack(list(terms.values()))
+            stacked.sum().backward()  # type: ignore[no-untyped-call]
+            values = stacked.detach() if not names else values + stacked.detach()
+            names = tuple(terms)
+        self._descend(names, values, rate)
 
-    def _noised(self, batch: Batch) -> Batch:
-        """Gaussian noise on the positions, drawn anew for every step and worker from a seed of its own."""
-        noise = self.settings.training.position_noise
-        if noise == 0:
-            return batch
-        seed = named_seed(self.settings.training.seed, "noise", self.step, self.collective.rank)
-        generator = torch.Generator().manual_seed(seed)
-        shift = torch.randn(batch.positions.shape, generator=generator).to(self.device) * noise
-        return Batch(batch.molecules, batch.target, batch.positions + shift, batch.has_positions, batch.teacher)
+    def _terms(self, batch: Batch, counts: Counts) -> dict[str, Tensor]:
+        training, weight = self.settings.training, self.settings.model.denoising
+        noise: Tensor | None = None
+        if self.settings.role == "teacher" and training.position_noise > 0:
+            batch, noise = noised(batch, std=training.position_noise, seed=training.seed, epoch=self.epoch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            output = forward(self.called, self.settings.role, batch)
+        terms: dict[str, Tensor] = self.objective(output, batch, counts, self.step / self.total_steps)
+        if noise is not None and output.noise is not None:
+            error = denoising_loss(output.noise, noise, batch, training.position_noise)
+            terms["denoising"] = weight * error / counts.positions
+        return terms
 
     def _set_rate(self) -> float:
         rate = learning_rate(self.settings.optimizer, self.step, self.total_steps)
@@ -179,20 +216,15 @@ class Trainer:
             group["lr"] = rate
         return rate
 
-    def _descend(self, terms: dict[str, Tensor]) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-        self.collective.sum_gradients(self.parameters)
+    def _descend(self, names: Sequence[str], values: Tensor, rate: float) -> None:
+        """The optimizer's step on the gradients that are there; `values` are the terms of this worker's part."""
+        values = self.collective.sum_gradients(self.parameters, values)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optimizer.clip_norm)
-        if not bool(norm.isfinite()):
-            values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in terms.items())
-            raise RunError(
-                f"training diverged at step {self.step} (epoch {self.epoch + 1})",
-                got=f"a gradient that is not finite; terms: {values}",
-                remedy="lower optimizer.learning_rate or the weight of the term that is not finite",
-            )
+        self.guard.see(norm, self.step, names, values)
         self.optimizer.step()
-        self.averaged.update(self.model, self.step)
+        if self.settings.optimizer.kind == "adamw":
+            self.averaged.update(self.model, self.step)
+        self.sums.add(names, values, rate)
         self.step += 1
 
     def evaluate(self) -> dict[str, float]:
@@ -225,24 +257,17 @@ class Trainer:
         }
 
     def checkpoint(self) -> Checkpoint:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on. RunError where a gradient was not finite."""
+        self.guard.check()
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        rng = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            rng.append(torch.cuda.get_rng_state(self.device))
-        return Checkpoint(self.fingerprint, self.epoch, self.step, self.seconds, states, rng)
+        return Checkpoint(self.fingerprint, self.epoch, self.step, self._spent(), states, self.sums.state())
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this run."""
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint.states[name])
         self.epoch, self.step, self.seconds = checkpoint.epoch, checkpoint.step, checkpoint.seconds
-        if self.collective.rank == 0:
-            torch.set_rng_state(checkpoint.rng[0])
-            if self.device.type == "cuda" and len(checkpoint.rng) > 1:
-                torch.cuda.set_rng_state(checkpoint.rng[1], self.device)
-        else:
-            torch.manual_seed(named_seed(self.settings.training.seed, "dropout", self.collective.rank, self.step))
+        self.sums = EpochSums.of(checkpoint.sums, self.device)
 
 
 def training_rows(settings: RunSettings, store: Store, targets: TargetStore | None) -> NDArray[np.int64]:

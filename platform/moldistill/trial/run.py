@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from moldistill.core.artifacts import MANIFEST, read_manifest
+from moldistill.core.config import load_run
 from moldistill.core.errors import InputError
 from moldistill.core.progress import log
 from moldistill.core.settings import RunSettings
@@ -18,12 +21,14 @@ from moldistill.core.vocabulary import vocabulary_hash
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
 from moldistill.distill.diagnostics import warnings_for
+from moldistill.training.budget import is_open, settle
 from moldistill.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, save_weights
 from moldistill.training.collective import ALONE, Collective
-from moldistill.training.evaluate import predict_split
+from moldistill.training.evaluate import errors_by_size, predict_split
 from moldistill.training.loop import EpochReport, Trainer, training_rows
 from moldistill.trial.boards import Board
 from moldistill.trial.folder import (
+    CONFIG,
     PREDICTIONS,
     LoadedRun,
     append_metrics,
@@ -89,8 +94,30 @@ def make_trainer(spec: TrialSpec, collective: Collective = ALONE) -> Trainer:
     device = choose_device(settings)
     if device.type == "cpu":
         torch.set_num_threads(settings.training.cpus_per_worker)
+    elif settings.training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS picks kernels that do not repeat
     store = Store.open(spec.store)
     return Trainer(settings, store, open_targets(settings, store), collective=collective, device=device)
+
+
+def settled(spec: TrialSpec, collective: Collective = ALONE) -> TrialSpec:
+    """The spec with all that was left to this machine decided (`training.budget`): as before, if the run is begun."""
+    if not is_open(spec.settings.training):
+        return spec
+    saved = spec.out / CONFIG
+    if spec.resume and saved.is_file():
+        before = load_run(saved)
+        decided = {name: getattr(before.training, name) for name in ("steps", "precision", "compile")}
+        if replace(spec.settings, training=replace(spec.settings.training, **decided)) == before:
+            return replace(spec, settings=before)
+    settings = settle(
+        spec.settings,
+        choose_device(spec.settings),
+        lambda asked: make_trainer(replace(spec, settings=asked), collective),
+    )
+    if collective.leads and settings.training.steps != spec.settings.training.steps:
+        log(f"{spec.settings.training.budget_seconds:g} s are {settings.training.steps:,} steps on this machine")
+    return replace(spec, settings=settings)
 
 
 def run_trial(spec: TrialSpec, *, report: Report | None = None, collective: Collective = ALONE) -> RunResult:
@@ -101,9 +128,10 @@ def run_trial(spec: TrialSpec, *, report: Report | None = None, collective: Coll
     """
     if spec.resume and (spec.out / MANIFEST).is_file():
         return RunResult(spec.out, dict(read_manifest(spec.out, "run").facts["metrics"]))
-    trainer = make_trainer(spec, collective)
     if collective.leads:
         claim_folder(spec.out, spec.resume)
+    spec = settled(spec, collective)
+    trainer = make_trainer(spec, collective)
     checkpoint = load_checkpoint(spec.out, trainer.fingerprint) if spec.resume else None
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -120,18 +148,39 @@ def run_trial(spec: TrialSpec, *, report: Report | None = None, collective: Coll
 
 
 def _train(trainer: Trainer, spec: TrialSpec, report: Report | None, collective: Collective) -> None:
-    training = spec.settings.training
-    warned: set[str] = set()
+    training, warned = spec.settings.training, set[str]()
+    saver = _Saver(trainer, spec)
     with Board(spec.out if collective.leads else None) as board:
-        for state in trainer.fit():
+        for state in trainer.fit(saver.after_step if collective.leads else None):
             if collective.leads:
                 append_metrics(spec.out, state.metrics)
                 board.add(state.epoch, state.metrics)
                 _warn(state, warned)
-                if state.epoch % training.checkpoint_every == 0 or state.epoch == training.epochs:
-                    save_checkpoint(spec.out, trainer.checkpoint())
+                if state.epoch % training.checkpoint_every == 0 or trainer.step == trainer.total_steps:
+                    saver.save()
             if report is not None and state.evaluated:
                 report(state)
+
+
+class _Saver:
+    """Writes checkpoints: when it is told to, and within an epoch when the last one is old.
+
+    The first worker decides alone, since all workers hold the same state.
+    """
+
+    def __init__(self, trainer: Trainer, spec: TrialSpec) -> None:
+        self.trainer, self.run, self.training = trainer, spec.out, spec.settings.training
+        self.last = time.monotonic()
+
+    def after_step(self) -> None:
+        """A checkpoint, if it is time."""
+        if time.monotonic() - self.last >= self.training.checkpoint_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint."""
+        save_checkpoint(self.run, self.trainer.checkpoint(), self.training.keep_checkpoints)
+        self.last = time.monotonic()
 
 
 def _warn(state: EpochReport, warned: set[str]) -> None:
@@ -146,16 +195,23 @@ def _warn(state: EpochReport, warned: set[str]) -> None:
 def finish_run(spec: TrialSpec) -> RunResult:
     """Make a run that was stopped early a finished folder, as it stands at its last checkpoint.
 
+    An epoch that was cut short counts as one, with the errors of the weights as they are.
+
     Raises InputError where there is no checkpoint yet.
     """
     if (spec.out / MANIFEST).is_file():
         return RunResult(spec.out, dict(read_manifest(spec.out, "run").facts["metrics"]))
+    spec = settled(replace(spec, resume=True))
     trainer = make_trainer(spec)
     checkpoint = load_checkpoint(spec.out, trainer.fingerprint)
     if checkpoint is None:
         raise InputError(f"{spec.out} has no checkpoint", remedy="run the trial again")
     trainer.restore(checkpoint)
     keep_metrics(spec.out, trainer.epoch)
+    if trainer.sums.steps:
+        append_metrics(spec.out, trainer.close_epoch(evaluate=True).metrics)
+    elif not read_metrics(spec.out)[-1].keys() & {"valid_mae", "valid_3d_mae"}:
+        append_metrics(spec.out, read_metrics(spec.out)[-1] | trainer.evaluate())
     _complete(trainer, spec)
     return RunResult(spec.out, read_metrics(spec.out)[-1])
 
@@ -163,15 +219,19 @@ def finish_run(spec: TrialSpec) -> RunResult:
 def _complete(trainer: Trainer, spec: TrialSpec) -> None:
     """Weights, predictions and, last, the manifest."""
     model, store, role = trainer.averaged.model, trainer.store, spec.settings.role
+    largest = int(store.size(trainer.rows).max())
+    errors: dict[str, list[dict[str, Any]]] = {}
     save_weights(model, spec.out / WEIGHTS)
     for split in SPLITS_OF_ROLE[role]:
         if len(store.rows(split)):
             predictions = predict_split(model, store, split, role=role, scale=trainer.scale, device=trainer.device)
             predictions.save(spec.out / PREDICTIONS / f"{split}.npz")
+            if by_size := errors_by_size(store, predictions, largest):
+                errors[split] = [asdict(item) for item in by_size]
     inputs = {"store": store.identity}
     if trainer.targets is not None:
         inputs["targets"] = trainer.targets.identity
-    finish(spec.out, inputs=inputs, facts=_facts(trainer, spec))
+    finish(spec.out, inputs=inputs, facts=_facts(trainer, spec) | {"errors_by_size": errors})
 
 
 def _facts(trainer: Trainer, spec: TrialSpec) -> dict[str, Any]:
@@ -180,6 +240,7 @@ def _facts(trainer: Trainer, spec: TrialSpec) -> dict[str, Any]:
         "role": spec.settings.role,
         "metrics": metrics,
         "epochs": trainer.epoch,
+        "steps": trainer.step,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "scale": asdict(trainer.scale),
         "store": trainer.store.identity,
