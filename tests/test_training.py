@@ -21,7 +21,7 @@ from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
 from moldistill.pipeline import cache_teacher
 from moldistill.training.checkpoint import checkpoints, load_checkpoint
-from moldistill.training.evaluate import mean_absolute_error, median_error, predict, target_scale
+from moldistill.training.evaluate import errors_by_size, mean_absolute_error, median_error, predict, target_scale
 from moldistill.training.loop import EpochReport, Trainer
 from moldistill.training.optim import AveragedWeights, learning_rate
 from moldistill.trial.folder import read_metrics
@@ -157,6 +157,35 @@ def test_scale_and_median_predictor_by_hand(tiny_store: Path) -> None:
     assert (scale.mean, scale.std, scale.median) == pytest.approx((train.mean(), train.std(), np.median(train)))
     assert median_error(store, "valid") == pytest.approx(np.abs(valid - np.median(train)).mean())
     assert median_error(store, "test-dev") is None
+
+
+@pytest.mark.parametrize("largest", [4, 7, 50])
+def test_errors_by_size_are_parts_of_the_whole(largest: int, tiny_store: Path) -> None:
+    store = Store.open(tiny_store)
+    rows = store.rows("valid")
+    made_up = Predictions(rows, np.linspace(3, 9, len(rows), dtype=np.float32), np.asarray(store.flag[rows]))
+    classes = errors_by_size(store, made_up, largest)
+    sizes, errors = store.size(rows), np.abs(made_up.y_pred - store.target[rows])
+    assert sum(item.rows for item in classes) == len(rows)
+    total = sum(item.rows * item.mae for item in classes)
+    assert total == pytest.approx(errors.sum())
+    for item in classes:
+        inside = (sizes >= item.smallest) & (sizes <= item.largest)
+        assert item.mae == pytest.approx(errors[inside].mean())
+        assert item.beyond == (item.smallest > largest)
+        assert not item.smallest <= largest < item.largest
+    assert any(item.beyond for item in classes) == (sizes.max() > largest)
+    tests = store.rows("test-dev")
+    assert errors_by_size(store, Predictions(tests, np.zeros(len(tests), np.float32), store.flag[tests]), 9) == []
+
+
+def test_a_finished_run_tells_its_errors_by_size(teacher: Path, tiny_store: Path, tmp_path: Path) -> None:
+    from moldistill.verbs.training import _errors
+
+    table = _errors(teacher, "teacher")
+    assert "heavy atoms (valid-3d)" in table
+    assert "MAE (eV)" in table
+    assert len(table.splitlines()) > 3
 
 
 def test_nothing_trains_on_valid_3d(tiny_store: Path, targets: Path) -> None:

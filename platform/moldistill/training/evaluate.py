@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +29,11 @@ def forward(model: nn.Module, role: Role, batch: Batch) -> ModelOutput:
     else:
         output = model(batch.molecules, batch.positions)
     return output
+
+
+def wants_hydrogens(model: nn.Module) -> bool:
+    """Whether the model is a teacher that takes hydrogens for atoms."""
+    return bool(getattr(model, "hydrogens", False))
 
 
 def readable(store: Store, rows: NDArray[np.int64], role: Role) -> NDArray[np.int64]:
@@ -122,6 +130,37 @@ def mean_absolute_error(
     errors = np.abs(predicted - store.target[share])
     total, count = collective.sum(torch.tensor([errors.sum(), len(share)], dtype=torch.float64, device=device)).tolist()
     return float(total / count)
+
+
+@dataclass(frozen=True, slots=True)
+class SizeError:
+    """MAE in eV of the `rows` labelled molecules with `smallest` to `largest` heavy atoms.
+
+    beyond: larger than every training molecule.
+    """
+
+    smallest: int
+    largest: int
+    rows: int
+    mae: float
+    beyond: bool
+
+
+def errors_by_size(store: Store, predictions: Predictions, largest_trained: int) -> list[SizeError]:
+    """Errors of the labelled rows with a graph, in classes of five sizes; one class ends where the training ended."""
+    known = np.isin(predictions.row, _labelled(store, store.usable(predictions.row)))
+    rows = predictions.row[known]
+    if not len(rows):
+        return []
+    sizes, errors = store.size(rows), np.abs(predictions.y_pred[known] - store.target[rows])
+    ends = sorted({largest_trained, *range(5, int(sizes.max()) + 5, 5)})
+    found = []
+    for before, end in itertools.pairwise([0, *ends]):
+        inside = (sizes > before) & (sizes <= end)
+        if inside.any():
+            mae, beyond = float(errors[inside].mean()), before >= largest_trained
+            found.append(SizeError(before + 1, end, int(inside.sum()), mae, beyond))
+    return found
 
 
 def median_error(store: Store, split: str) -> float | None:

@@ -113,7 +113,9 @@ def _watch(spec: TrialSpec, title: str) -> Iterator[None]:
     stop = threading.Event()
 
     def follow() -> None:
-        with progress(title, spec.settings.training.epochs) as bar:
+        training = spec.settings.training
+        by_epochs = training.steps is None and training.budget_seconds is None
+        with progress(title, training.epochs if by_epochs else None) as bar:
             seen = 0
             while True:
                 ended = stop.wait(POLL_SECONDS)

@@ -9,6 +9,7 @@ import typer
 
 from moldistill.core.artifacts import check_out
 from moldistill.core.errors import InputError
+from moldistill.core.progress import log
 from moldistill.verbs.common import Json, Out, Overrides, Resume, StoreAt, done
 
 
@@ -31,10 +32,31 @@ def train(
     settings = load_run(run, overrides or [])
     out = out.expanduser().absolute() if resume else check_out(out)
     result = train_under_ray(TrialSpec(settings, store.expanduser().absolute(), out, resume), settings.role)
+    log(_errors(result.path, settings.role))
     following = f"moldistill report {out} --out report.html"
     if settings.role == "teacher":
         following = f"moldistill cache {out} --store {store} --out targets"
     done(result, as_json, out, following)
+
+
+def _errors(run: Path, role: str) -> str:
+    """Table of the run's errors by molecule size."""
+    from moldistill.core.artifacts import read_manifest
+    from moldistill.core.tables import text_table
+
+    split = "valid" if role == "student" else "valid-3d"
+    classes = read_manifest(run, "run").facts["errors_by_size"].get(split, [])
+    if not classes:
+        return f"no labelled rows in {split}"
+    rows = [
+        [
+            f"{item['smallest']} to {item['largest']}" + (" (larger than in training)" if item["beyond"] else ""),
+            f"{item['rows']:,}",
+            f"{item['mae']:.4f}",
+        ]
+        for item in classes
+    ]
+    return text_table([f"heavy atoms ({split})", "rows", "MAE (eV)"], rows)
 
 
 def cache(
