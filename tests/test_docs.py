@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,25 @@ def test_every_run_and_pipeline_in_the_documents_loads(tmp_path: Path) -> None:
     for text in pipelines:
         (tmp_path / "pipeline.yaml").write_text(text, encoding="utf-8")
         load_space(dict(load_pipeline(tmp_path / "pipeline.yaml").search), targets="targets")
+
+
+def test_the_model_of_the_readme_keeps_the_contract(tmp_path: Path) -> None:
+    """In a process of its own: the registry of this one stays as it is."""
+    (code,) = [block for fence, block in fenced(ROOT / "README.md") if fence == "python my_models.py"]
+    (tmp_path / "my_models.py").write_text(code)
+    command = [sys.executable, "-m", "moldistill", "models"]
+    environment = os.environ | {"MOLDISTILL_MODELS": "my_models", "PYTHONPATH": str(tmp_path)}
+    checked = subprocess.run(
+        [*command, "--check", "student/neighbours"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "keeps every promise" in checked.stderr
+    (tmp_path / "my_models.py").write_text(code.replace("torch.where(real, atoms, 0.0).sum(1)", "atoms.sum(1)"))
+    broken = subprocess.run(
+        [*command, "--check", "student/neighbours"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert broken.returncode == 1
+    assert "padding" in broken.stderr
 
 
 def test_the_python_of_the_readme_runs(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

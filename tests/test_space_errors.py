@@ -127,6 +127,15 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
 
 # The same for what only samples show.
 DEAD: list[tuple[str, dict[str, Any], str, str]] = [
+    ("no such model", space(fixed={"model.name": "hybird"}), "model.name", "hybrid"),
+    ("a budget of seconds", space(fixed={"training.budget_seconds": 60.0}), "training.budget_seconds", "epochs"),
+    ("angles of a student", searched("model.angles", {"choice": [False, True]}), "model.angles", "only teachers"),
+    (
+        "a mean of weights beside schedule-free",
+        space(fixed={"optimizer.kind": "schedule_free"}, parameters={"training.ema": {"uniform": [0.9, 0.99]}}),
+        "training.ema",
+        "schedule_free",
+    ),
     (
         "a term of weight 0",
         space(base="student-tiny", parameters={"distill.atom.distance": {"choice": ["mse", "l1"]}}),

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from batches import random_targets, training_batch
 from moldistill.core.config import load_run
@@ -276,3 +278,37 @@ def test_a_run_finished_within_an_epoch_has_the_errors_of_its_weights(
     run, store = load_run_folder(spec.out), Store.open(tiny_store)
     error = mean_absolute_error(run.model, store, "valid", role="student", scale=run.scale)
     assert error == pytest.approx(result.metrics["valid_mae"], rel=1e-5)
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuses what would make a GPU's host wait: numbers of Python, and shapes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indexed = name == "index" and any(part is not None and part.dtype == torch.bool for part in args[1])
+        assert name not in self.WAITS, f"{func} waits for the device"
+        assert not indexed, f"{func} waits for the device: a mask as an index"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_no_step_waits_for_the_device(role: str, tiny_store: Path) -> None:
+    """Shown on a CPU, with the guard set as for a GPU."""
+    noise = {"position_noise": 0.05} if role == "teacher" else {}
+    run = settings(role, accumulate=2, **noise)
+    if role == "teacher":
+        run = replace(run, model=replace(run.model, denoising=0.1, hydrogens=True, angles=True))
+    trainer = Trainer(run, Store.open(tiny_store))
+    trainer.guard.waits = True
+    trainer._train_mode(True)
+    batch = training_batch(tiny_store)
+    trainer.take_step(batch)  # the first step measures the shares of gradients
+    with _NoWaiting():
+        for _ in range(3):
+            trainer.take_step(batch)
+    assert trainer.step == 4
+    for waits in (lambda: float(torch.ones(1)), lambda: batch.target[batch.has_positions]):
+        with _NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+            waits()

@@ -13,7 +13,7 @@ import typer
 from moldistill import __version__
 from moldistill.core.errors import MoldistillError
 from moldistill.core.progress import log
-from moldistill.verbs import data, delivering, searching, training, whole
+from moldistill.verbs import data, delivering, models, searching, training, whole
 
 app = typer.Typer(
     name="moldistill",
@@ -30,6 +30,7 @@ VERBS = (
     data.download,
     data.prepare,
     data.stats,
+    models.models,
     training.train,
     training.cache,
     searching.explain,

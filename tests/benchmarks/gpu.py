@@ -1,4 +1,4 @@
-"""`make gpu`: training of teacher and student on a GPU: speed, waiting for data, memory, and agreement with the CPU.
+"""`make gpu`: training of teacher and student on a GPU: speed, waiting, use, memory, accuracy, agreement with the CPU.
 
 Needs Python 3.11, torch, numpy and numba, nothing else, and a prepared store (`make bench` leaves one in
 `.bench/store`, to be copied to the machine). Prints a table and writes `.bench/gpu.json`. See the README beside this
@@ -8,7 +8,10 @@ file.
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -92,7 +95,8 @@ def _measure(store: Store, plan: Plan, out: Path) -> None:
         found = _training(store, settings, plan)
         figures += found.values()
         values = {key: figure.value for key, figure in found.items()}
-        runs[f"{role} {settings.training.precision}"] = values | {"parity": parity[role].value}
+        runs[_title(settings)] = values | {"parity": parity[role].value}
+    figures += [_accuracy(store, settings, plan) for settings in _runs(plan)]
     print(table(figures))
     facts = {"device": name, "store": store.identity, "batch_size": plan.batch_size, "runs": runs}
     save(out / "gpu.json", figures, name="gpu", **facts)
@@ -114,6 +118,13 @@ def _runs(plan: Plan) -> Iterator[RunSettings]:
         run = RunSettings(role, model, OptimizerSettings(learning_rate=1e-4), training)
         yield run
         yield replace(run, training=replace(training, precision="bf16"))
+    if plan.device.type == "cuda":  # on a CPU it would take a minute to show that it runs
+        yield replace(run, training=replace(training, precision="bf16", compile="always"))
+
+
+def _title(settings: RunSettings) -> str:
+    compiled = ", compiled" if settings.training.compile == "always" else ""
+    return f"{settings.role}, {settings.training.precision}{compiled}"
 
 
 def _training(store: Store, settings: RunSettings, plan: Plan) -> dict[str, Figure]:
@@ -126,8 +137,8 @@ def _training(store: Store, settings: RunSettings, plan: Plan) -> dict[str, Figu
 
     trainer = _trainer(store, settings, plan)
     waiting = _Waiting(epoch_batches)
-    speed, shares = [], []
-    with patch("moldistill.training.loop.epoch_batches", waiting):
+    speed, shares, busy = [], [], _Busy(plan.device)
+    with patch("moldistill.training.loop.epoch_batches", waiting), busy:
         _epoch(trainer)  # allocations and kernels of every shape
         if plan.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(plan.device)
@@ -137,7 +148,7 @@ def _training(store: Store, settings: RunSettings, plan: Plan) -> dict[str, Figu
             took = time.perf_counter() - start
             speed.append(len(trainer.rows) / took)
             shares.append(waiting.seconds / took)
-    title, data = f"{settings.role}, {settings.training.precision}", f"batches of {plan.batch_size}"
+    title, data = _title(settings), f"batches of {plan.batch_size}"
 
     def spread(name: str, reading: str, values: list[float]) -> Figure:
         rounds = {"rounds": plan.epochs}
@@ -149,6 +160,8 @@ def _training(store: Store, settings: RunSettings, plan: Plan) -> dict[str, Figu
     }
     if plan.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(plan.device) / 2**30
+        if busy.seen:
+            found["busy"] = spread("use", "% of the time a kernel runs, as nvidia-smi says", busy.seen)
         found["peak_gib"] = single(f"{title}: memory", data, "GiB of GPU memory at the peak", peak)
     return found
 
@@ -186,6 +199,56 @@ class _Waiting:
             yield batch
             start = time.perf_counter()
         self.seconds += time.perf_counter() - start
+
+
+class _Busy:
+    """Asks nvidia-smi every half second how much of the time a kernel ran."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seen: list[float] = []
+        self._done = threading.Event()
+        tool = shutil.which("nvidia-smi") if device.type == "cuda" else None
+        self._command = [tool or "", f"--id={device.index or 0}", "--query-gpu=utilization.gpu"]
+        self._thread = threading.Thread(target=self._ask, daemon=True) if tool else None
+
+    def _ask(self) -> None:
+        while not self._done.wait(0.5):
+            told = subprocess.run([*self._command, "--format=csv,noheader,nounits"], capture_output=True, text=True)
+            if told.returncode == 0 and told.stdout.strip().isdigit():
+                self.seen.append(float(told.stdout))
+
+    def __enter__(self) -> None:
+        if self._thread is not None:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _accuracy(store: Store, settings: RunSettings, plan: Plan) -> Figure:
+    """The small preset trained to its end on the store: its error over that of the training median."""
+    import torch
+    from timing import single
+
+    from moldistill.training.evaluate import median_error
+    from moldistill.training.loop import Trainer
+
+    torch.manual_seed(0)
+    epochs, rate = (2, 1e-3) if plan.molecules < 1000 else (30, 2e-3)
+    run = replace(
+        settings,
+        optimizer=replace(settings.optimizer, learning_rate=rate),
+        training=replace(settings.training, epochs=epochs, batch_size=64, evaluate_every=epochs),
+    )
+    metric, split = ("valid_mae", "valid") if run.role == "student" else ("valid_3d_mae", "valid-3d")
+    trainer = Trainer(run, store, device=plan.device)
+    start = time.perf_counter()
+    *_, last = trainer.fit()
+    took, reference = time.perf_counter() - start, median_error(store, split)
+    reading = f"MAE on {split} (eV) after {epochs} epochs; the training median has {reference:.3f}"
+    return single(f"{_title(run)}: accuracy", "batches of 64", reading, last.metrics[metric], seconds=took)
 
 
 def _parity(store: Store, settings: RunSettings, plan: Plan) -> Figure:

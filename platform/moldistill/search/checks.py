@@ -7,6 +7,7 @@ from typing import Any
 
 from moldistill.core.errors import InputError
 from moldistill.core.settings import AtomTermSettings, RunSettings
+from moldistill.models.registry import check_name
 from moldistill.search.compile import sample
 from moldistill.search.space import Space, walk
 
@@ -81,6 +82,8 @@ def check_space(space: Space) -> SpaceCheck:
             remedy="change `fixed` or the ranges",
         )
     _check_length(space, good)
+    for role, name in {(settings.role, settings.model.name) for _, settings in good}:
+        check_name(role, name)
     notes = [*_read_notes(space, good)]
     if refusals:
         share = len(refusals) / SAMPLES

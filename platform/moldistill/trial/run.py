@@ -21,6 +21,7 @@ from moldistill.core.vocabulary import vocabulary_hash
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
 from moldistill.distill.diagnostics import warnings_for
+from moldistill.models.registry import check_name
 from moldistill.training.budget import is_open, settle
 from moldistill.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, save_weights
 from moldistill.training.collective import ALONE, Collective
@@ -82,7 +83,8 @@ def open_targets(settings: RunSettings, store: Store) -> TargetStore | None:
 
 
 def check_run(spec: TrialSpec) -> None:
-    """Raise InputError for what can be known to be wrong before a worker is started: device, store, targets, rows."""
+    """Raise InputError for what can be known to be wrong before a worker is started: model, device, data."""
+    check_name(spec.settings.role, spec.settings.model.name)
     choose_device(spec.settings)
     store = Store.open(spec.store)
     training_rows(spec.settings, store, open_targets(spec.settings, store))
