@@ -337,7 +337,7 @@ def test_a_run_on_a_cpu_pins_nothing_and_one_on_a_gpu_asks_for_it(
         monkeypatch.setattr(f"moldistill.training.{user}.epoch_batches", refuse)
     trainer.device = torch.device("cuda")
     with pytest.raises(AskedError):
-        trainer._epoch()
+        trainer.run_epoch()
     with pytest.raises(AskedError):
         trainer.evaluate()
 

@@ -129,6 +129,12 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
 DEAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("no such model", space(fixed={"model.name": "hybird"}), "model.name", "hybrid"),
     ("a budget of seconds", space(fixed={"training.budget_seconds": 60.0}), "training.budget_seconds", "epochs"),
+    (
+        "paths of a model without",
+        space(fixed={"model.name": "gine"}, parameters={"model.max_path": {"int": [2, 8]}}),
+        "model.max_path",
+        "gine",
+    ),
     ("angles of a student", searched("model.angles", {"choice": [False, True]}), "model.angles", "only teachers"),
     (
         "a mean of weights beside schedule-free",

@@ -30,6 +30,7 @@ BENCHMARKS = {
     "opening": "loading",
     "loading_memory": "loading",
     "training_step": "step",
+    "models": "models",
 }
 """Benchmarks (functions) and the modules that hold them, in the order of a run."""
 

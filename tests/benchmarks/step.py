@@ -28,6 +28,7 @@ from moldistill.models.registry import build_model
 from moldistill.training.cache import cache_targets
 from moldistill.training.evaluate import forward, readable, target_scale
 from moldistill.training.loop import Trainer
+from moldistill.training.steps import EpochSums
 
 ALL_TERMS = ("distill.pair.weight=0.1",)
 
@@ -63,9 +64,9 @@ def training_step(inputs: Inputs) -> list[Figure]:
     """All comparisons on the first source."""
     name = inputs.names[0]
     store = inputs.store(name)
-    some = _batches(store, min(8, inputs.limit // 64))
+    some = batches_of_one_size(store, min(8, inputs.limit // 64))
     student, teacher = load_run(f"student-{inputs.preset}"), load_run(f"teacher-{inputs.preset}")
-    ours, peer, theirs = _gradients(student, some), _gps(student, store, some), _gradients(teacher, some)
+    ours, peer, theirs = _gradients(student, some), gps_gradients(student, store, some), _gradients(teacher, some)
     kept = {"rounds": inputs.rounds, "batches": len(some)}
     figures = [
         side_by_side("step: PyG", name, "GPSConv's forward and backward / our student's", peer, ours, **kept),
@@ -95,14 +96,16 @@ def training_step(inputs: Inputs) -> list[Figure]:
     return [*figures, _gathering(name, store, targets, inputs.rounds), _loop(name, store, student, inputs.rounds)]
 
 
-def _batches(store: Store, count: int) -> list[Batch]:
+def batches_of_one_size(store: Store, count: int) -> list[Batch]:
+    """Whole batches of 64 training molecules, each of like size."""
     rows = readable(store, store.rows("train"), "teacher")
     rows = rows[store.flag[rows] == 0]
     found = list(epoch_batches(store, rows, batch_size=64, shuffle=True))
     return [batch for batch in found if len(batch.target) == 64][:count]
 
 
-def _descend(loss: Tensor) -> None:
+def descend(loss: Tensor) -> None:
+    """The backward pass."""
     loss.backward()  # type: ignore[no-untyped-call]
 
 
@@ -113,12 +116,12 @@ def _gradients(settings: RunSettings, batches: list[Batch]) -> Callable[[], None
     def work() -> None:
         for batch in batches:
             model.zero_grad(set_to_none=True)
-            _descend((forward(model, settings.role, batch).prediction - batch.target).abs().mean())
+            descend((forward(model, settings.role, batch).prediction - batch.target).abs().mean())
 
     return work
 
 
-def _gps(settings: RunSettings, store: Store, batches: list[Batch]) -> Callable[[], None]:
+def gps_gradients(settings: RunSettings, store: Store, batches: list[Batch]) -> Callable[[], None]:
     """Forward and backward of PyG's model over the same molecules."""
     model = GraphGPS(settings)
     loaded = [
@@ -131,7 +134,7 @@ def _gps(settings: RunSettings, store: Store, batches: list[Batch]) -> Callable[
     def work() -> None:
         for batch in loaded:
             model.zero_grad(set_to_none=True)
-            _descend((model(batch) - batch.y).abs().mean())
+            descend((model(batch) - batch.y).abs().mean())
 
     return work
 
@@ -152,7 +155,7 @@ def _steps(trainer: Trainer, batches: list[Batch]) -> Callable[[], None]:
 
     def work() -> None:
         for batch in batches:
-            trainer._descend(trainer._terms(batch))
+            trainer.take_step(batch)
 
     return work
 
@@ -181,9 +184,13 @@ def _loop(name: str, store: Store, settings: RunSettings, rounds: int) -> Figure
         for batch in loaded:
             bare.optimizer.zero_grad(set_to_none=True)
             predicted = forward(bare.model, settings.role, batch).prediction
-            _descend((predicted - (batch.target - scale.mean) / scale.std).abs().mean())
+            descend((predicted - (batch.target - scale.mean) / scale.std).abs().mean())
             nn.utils.clip_grad_norm_(bare.parameters, clip)
             bare.optimizer.step()
 
+    def whole_epoch() -> None:
+        trainer.run_epoch()
+        trainer.step, trainer.sums = 0, EpochSums()
+
     reading = "an epoch of the loop, data included / bare steps on loaded batches"
-    return side_by_side("loop", name, reading, trainer._epoch, work, rounds=rounds, steps=len(loaded))
+    return side_by_side("loop", name, reading, whole_epoch, work, rounds=rounds, steps=len(loaded))

@@ -15,6 +15,7 @@ from torch import Tensor
 from moldistill.core.records import Batch, Molecules
 from moldistill.core.shapes import Int
 from moldistill.core.vocabulary import ATOM_FEATURES
+from moldistill.data.hydrogens import FilledHydrogens
 from moldistill.data.kernels import gather, gather_rows, row_sizes
 from moldistill.data.plan import BatchPlan, batch_plan
 from moldistill.data.store import Store
@@ -32,23 +33,24 @@ AHEAD = 1
 _FEATURES = len(ATOM_FEATURES)
 _SPARE_BYTES = 2**25
 _spare: deque[NDArray[np.uint8]] = deque(maxlen=AHEAD + 3)
+_spare_hydrogens: deque[NDArray[np.uint8]] = deque(maxlen=AHEAD + 3)
 
 
 class _Loan:
-    """Memory of a group of batches, which the next group takes over once no tensor of this one is left.
+    """Memory of a group of batches, which the next group takes over, from `home`, once no tensor of this one is left.
 
     New memory costs a page fault per 4 KiB, as much time as filling it. Whoever holds a tensor holds, through its
     array, the loan; so nobody's batch is overwritten.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, home: deque[NDArray[np.uint8]]) -> None:
         try:
-            buffer = _spare.pop()
+            buffer = home.pop()
         except IndexError:
             buffer = np.empty(0, np.uint8)
         if len(buffer) < length:
             buffer = np.empty(1 << (length - 1).bit_length(), np.uint8)
-        self.buffer, self.home = buffer, _spare
+        self.buffer, self.home = buffer, home
         self.__array_interface__ = buffer.__array_interface__
 
     def __del__(self) -> None:
@@ -56,16 +58,22 @@ class _Loan:
             self.home.append(self.buffer)
 
 
-def collate(store: Store, rows: Int[np.ndarray, " batch"], targets: TargetStore | None = None) -> Batch:
+def collate(
+    store: Store, rows: Int[np.ndarray, " batch"], targets: TargetStore | None = None, hydrogens: bool = False
+) -> Batch:
     """Padded tensors of store rows, in their order. The rows must have a graph (`store.usable`).
 
     The atom axis is as long as the largest molecule, at least 1: a batch of no molecules is valid.
     """
-    return next(_collated(store, [rows], targets))
+    return next(_collated(store, [rows], targets, hydrogens))
 
 
 def _collated(
-    store: Store, shards: Sequence[NDArray[np.int64]], targets: TargetStore | None, pin: bool = False
+    store: Store,
+    shards: Sequence[NDArray[np.int64]],
+    targets: TargetStore | None,
+    hydrogens: bool = False,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """One batch per shard; all are filled before the first is given out."""
     rows = np.concatenate(shards).astype(np.int64, copy=False)
@@ -78,6 +86,7 @@ def _collated(
     gather_rows(rows, bounds, *columns, size, target, known, atoms)
     assert not len(rows) or size.min() > 0, "rows without a graph cannot be collated"
     filled = _Filled(store, rows, bounds, atoms, known)
+    more = _filled_hydrogens(store, rows, bounds, known) if hydrogens else None
     for begin, end, width in zip(bounds[:-1].tolist(), bounds[1:].tolist(), atoms.tolist(), strict=True):
         shard = rows[begin:end]
         features, positions, paths, codes = filled.take(end - begin, width)
@@ -88,8 +97,15 @@ def _collated(
             positions,
             torch.from_numpy(known[begin:end]),
             targets.gather(shard, width, widen=not pin) if targets is not None else None,
+            more.take(end - begin) if more is not None else None,
         )
         yield batch.pin_memory() if pin else batch
+
+
+def _filled_hydrogens(
+    store: Store, rows: NDArray[np.int64], bounds: NDArray[np.int64], known: NDArray[np.bool_]
+) -> FilledHydrogens:
+    return FilledHydrogens(store, rows, bounds, known, lambda length: _Loan(length, _spare_hydrogens))
 
 
 class _Filled:
@@ -107,7 +123,7 @@ class _Filled:
         tokens, pairs = int(counts @ atoms), int(counts @ atoms**2)
         lengths = (tokens * 3 * 4, tokens * _FEATURES, pairs, pairs)
         ends = np.cumsum(lengths)
-        memory = np.asarray(_Loan(int(ends[-1])))
+        memory = np.asarray(_Loan(int(ends[-1]), _spare))
         positions, self.features, self.paths, self.codes = np.split(memory[: ends[-1]], ends[:-1])
         self.positions = positions.view(np.float32)  # first, where it is aligned
         self.token = self.pair = 0
@@ -155,6 +171,7 @@ def epoch_batches(
     world_size: int = 1,
     targets: TargetStore | None = None,
     start: int = 0,
+    hydrogens: bool = False,
     pin: bool = False,
 ) -> Iterator[Batch]:
     """Batches of one pass over `rows` for worker `rank`, from batch `start` on.
@@ -162,14 +179,15 @@ def epoch_batches(
     batch_size (molecules) or atoms_per_batch (atoms, padding included) counts all workers together, see `batch_plan`:
     worker r takes every world_size-th of each global batch, which may leave it a batch of no molecules, so that all
     workers see the same number of batches.
-    A thread prepares them; it ends when the iterator is exhausted or closed. pin: in page-locked memory, from which a
+    A thread prepares them; it ends when the iterator is exhausted or closed. hydrogens: `Batch.hydrogens` is filled;
+    atoms_per_batch does not count them. pin: in page-locked memory, from which a
     GPU copies while it computes, with the teacher's states in 16 bits (`Batch.widened`).
     """
     sizes = row_sizes(np.ascontiguousarray(rows), store.atom_offsets)
     plan = batch_plan(sizes, batch_size, atoms_per_batch=atoms_per_batch, seed=seed, epoch=epoch, shuffle=shuffle)
 
     def make(group: range) -> Iterator[Batch]:
-        return _collated(store, [rows[plan[batch][rank::world_size]] for batch in group], targets, pin)
+        return _collated(store, [rows[plan[batch][rank::world_size]] for batch in group], targets, hydrogens, pin)
 
     return _prefetch(make, _groups(plan, sizes, start, world_size))
 

@@ -165,6 +165,72 @@ def gather(
 
 
 @compiled
+def count_hydrogens(
+    rows: Offsets,
+    bounds: Offsets,
+    has_positions: NDArray[np.bool_],
+    atom_offsets: Offsets,
+    hydrogen_offsets: Offsets,
+    positions: NDArray[np.float32],
+    parent: Bytes,
+    out_count: Offsets,
+    out_most: Offsets,
+) -> None:
+    """Hydrogens of each molecule, and out_most [batches]: the most of a batch. Rows and bounds are as in `gather`.
+
+    None of a molecule without positions, or with a hydrogen that has no finite position or no atom to be bonded to.
+    """
+    for batch in range(len(out_most)):
+        most = _U(0)
+        for index in range(bounds[batch], bounds[batch + 1]):
+            place = _U(index)
+            if place + _AHEAD + _AHEAD < len(rows):
+                row = _U(rows[place + _AHEAD + _AHEAD])
+                _prefetch(atom_offsets, row)
+                _prefetch(hydrogen_offsets, row)
+            if place + _AHEAD < len(rows):
+                row = _U(rows[place + _AHEAD])
+                _prefetch_runs(positions, hydrogen_offsets, row, _AXES, _FLOATS)
+                _prefetch_runs(parent, hydrogen_offsets, row, _ONE, _LINE)
+            row = _U(rows[place])
+            size = atom_offsets[row + _ONE] - atom_offsets[row]
+            first, last = _U(hydrogen_offsets[row]), _U(hydrogen_offsets[row + _ONE])
+            sound = has_positions[place]
+            for k in range(first * _AXES, last * _AXES):
+                sound &= np.isfinite(positions[_U(k)])
+            for k in range(first, last):
+                sound &= parent[_U(k)] < size
+            count = last - first if sound else _U(0)
+            out_count[place] = count
+            most = max(most, count)
+        out_most[batch] = most
+
+
+@compiled
+def gather_hydrogens(
+    rows: Offsets,
+    bounds: Offsets,
+    count: Offsets,
+    most: Offsets,
+    hydrogen_offsets: Offsets,
+    positions: NDArray[np.float32],
+    parent: Bytes,
+    out_positions: NDArray[np.float32],
+    out_parent: Bytes,
+) -> None:
+    """Write [molecules, most[k], 3] and [molecules, most[k]] batch after batch, flat, with zeros for padding."""
+    slot = _U(0)
+    for batch in range(len(most)):
+        width = _U(most[batch])
+        for index in range(bounds[batch], bounds[batch + 1]):
+            place = _U(index)
+            first, length = _U(hydrogen_offsets[_U(rows[place])]), _U(count[place])
+            _copy(positions, first * _AXES, length * _AXES, out_positions, slot * _AXES, width * _AXES)
+            _copy(parent, first, length, out_parent, slot, width)
+            slot += width
+
+
+@compiled
 def gather_states(
     entries: Offsets, offsets: Offsets, states: NDArray[np.uint16], width: int, atoms: int, out: NDArray[np.uint16]
 ) -> None:

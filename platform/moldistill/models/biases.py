@@ -6,70 +6,67 @@ import torch
 from torch import Tensor, nn
 
 from moldistill.core.records import Molecules
-from moldistill.core.shapes import Bool, Float
-from moldistill.core.vocabulary import ATOM_SIZES, BOND_CODES, UNREACHABLE
+from moldistill.core.shapes import Float, Int
+from moldistill.core.vocabulary import BOND_CODES, UNREACHABLE
+from moldistill.models.fused import linear, working_precision
 
-ELEMENTS = ATOM_SIZES[0]
+HIDDEN = -1e30
+"""Bias of a key that is padding: its weight is 0 in every precision, and 0 times it is 0, which of -inf is NaN."""
 
 
-class GraphBias(nn.Module):
-    """Bias from shortest path and bond, with learned values between the graph token and the atoms, for one layer.
+def pair_codes(molecules: Molecules, max_path: int) -> Int[Tensor, "batch tokens tokens"]:
+    """What the key (last) is to the query, graph token (index 0) and atoms: a column of a table.
+
+    In order: steps up to max_path, no path, each bond (bonded atoms are one step apart, so that one code says both),
+    atom to token, token to atom, token to itself, padded key.
+    """
+    steps, bonds = molecules.shortest_paths.short(), molecules.bond_codes.short()
+    apart = torch.where(steps == UNREACHABLE, max_path + 1, steps.clamp(max=max_path))
+    pairs = torch.where(bonds > 0, bonds + (max_path + 1), apart)
+    to_token = max_path + 1 + BOND_CODES
+    codes = nn.functional.pad(pairs, (0, 0, 1, 0), value=to_token)
+    codes = nn.functional.pad(codes, (1, 0), value=to_token + 1)
+    codes[:, 0, 0] = to_token + 2
+    # The graph token is never hidden, so that no row of a softmax is empty.
+    hidden = nn.functional.pad(~molecules.real, (1, 0))
+    return codes.masked_fill(hidden[:, None], to_token + 3)
+
+
+def look_up(
+    table: Float[Tensor, "rows codes"], codes: Int[Tensor, "batch tokens tokens"]
+) -> Float[Tensor, "rows batch tokens tokens"]:
+    """Each row's value of each pair, as a product with the codes' indicators.
+
+    A sum of one term each, thus exact in the table's precision; and its derivative is a product again, where that of a
+    look-up is a sum scattered over a few places.
+    """
+    places = torch.arange(table.shape[1], device=codes.device, dtype=codes.dtype)
+    indicators = (codes.reshape(-1, 1) == places).to(working_precision(table))
+    return linear(table, indicators).view(len(table), *codes.shape)
+
+
+class GraphBiases(nn.Module):
+    """Biases of all layers from shortest path and bond, with learned values between the graph token and the atoms.
 
     After Graphormer (arXiv 2106.05234), with the bond of a pair in place of the mean along its path.
     """
 
-    def __init__(self, heads: int, max_path: int) -> None:
+    def __init__(self, depth: int, heads: int, max_path: int) -> None:
         super().__init__()
-        self.max_path = max_path
-        self.path = nn.Embedding(max_path + 2, heads)
-        self.bond = nn.Embedding(BOND_CODES, heads)
-        self.token = nn.Parameter(torch.zeros(3, heads))
-        nn.init.normal_(self.path.weight, std=0.02)
-        nn.init.normal_(self.bond.weight, std=0.02)
+        self.depth, self.heads, self.max_path = depth, heads, max_path
+        self.path = nn.Parameter(torch.empty(depth * heads, max_path + 2))
+        self.bond = nn.Parameter(torch.empty(depth * heads, BOND_CODES))
+        self.token = nn.Parameter(torch.zeros(depth * heads, 3))
+        nn.init.normal_(self.path, std=0.02)
+        nn.init.normal_(self.bond, std=0.02)
 
-    def forward(self, molecules: Molecules) -> Float[Tensor, "batch tokens tokens heads"]:
-        """The bias over graph token (index 0) and atoms."""
-        steps = molecules.shortest_paths
-        apart = torch.where(steps == UNREACHABLE, self.max_path + 1, steps.clamp(max=self.max_path).long())
-        pairs = self.path(apart) + self.bond(molecules.bond_codes.long())
-        batch, atoms = pairs.shape[:2]
-        to_token, from_token, own = self.token
-        first = torch.cat([own.expand(batch, 1, 1, -1), to_token.expand(batch, 1, atoms, -1)], 2)
-        rest = torch.cat([from_token.expand(batch, atoms, 1, -1), pairs], 2)
-        return torch.cat([first, rest], 1)
+    def forward(self, molecules: Molecules) -> Float[Tensor, "depth heads batch tokens tokens"]:
+        """The biases of each layer over queries and keys, graph token (index 0) and atoms; `HIDDEN` for padded keys."""
+        found = look_up(self.table(), pair_codes(molecules, self.max_path))
+        return found.view(self.depth, self.heads, *found.shape[1:])
 
-
-class DistanceFeatures(nn.Module):
-    """Learned Gaussian kernels of the distance between two atoms, shifted and scaled by their elements.
-
-    After Transformer-M (arXiv 2210.01765): x = m(z_i, z_j) · d_ij + b(z_i, z_j), then Gaussians with learned centres.
-    Distances are invariant under rotation, translation and reflection, and so is everything built on them.
-    """
-
-    def __init__(self, kernels: int, max_distance: float = 9.0) -> None:
-        super().__init__()
-        self.centres = nn.Parameter(torch.linspace(0.0, max_distance, kernels))
-        self.log_widths = nn.Parameter(torch.full((kernels,), max_distance / kernels).log())
-        self.scale = nn.Embedding(ELEMENTS, 1)
-        self.shift = nn.Embedding(ELEMENTS, 1)
-        nn.init.constant_(self.scale.weight, 0.5)  # the scales of both atoms add up to 1
-        nn.init.zeros_(self.shift.weight)
-        self.mix = nn.Linear(kernels, kernels)
-
-    def forward(
-        self, molecules: Molecules, positions: Float[Tensor, "batch atoms 3"]
-    ) -> Float[Tensor, "batch atoms atoms kernels"]:
-        """Features of each pair of atoms from positions in Å; zero where either is padding."""
-        elements = molecules.atom_features[:, :, 0].long()
-        scale, shift = self.scale(elements)[..., 0], self.shift(elements)[..., 0]
-        difference = positions[:, :, None] - positions[:, None]
-        # The square root has no derivative at 0: atoms that coincide, and an atom with itself, are kept off it.
-        distance = difference.square().sum(-1).clamp(min=1e-12).sqrt()
-        reach = (scale[:, :, None] + scale[:, None]) * distance + shift[:, :, None] + shift[:, None]
-        kernels = torch.exp(-0.5 * ((reach[..., None] - self.centres) / self.log_widths.exp()).square())
-        mixed = nn.functional.gelu(self.mix(kernels))
-        return torch.where(_pairs(molecules.real)[..., None], mixed, 0.0)
-
-
-def _pairs(real: Bool[Tensor, "batch atoms"]) -> Bool[Tensor, "batch atoms atoms"]:
-    return real[:, :, None] & real[:, None]
+    def table(self) -> Float[Tensor, "layer_heads codes"]:
+        """The value of each of `pair_codes`, for each head of each layer."""
+        hidden = torch.full_like(self.path[:, :1], HIDDEN)
+        bonded = self.path[:, 1:2] + self.bond[:, 1:]
+        return torch.cat([self.path + self.bond[:, :1], bonded, self.token, hidden], 1)

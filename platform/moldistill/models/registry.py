@@ -30,7 +30,12 @@ _BUILDERS: dict[tuple[Role, str], Builder] = {}
 
 _SHIPPED: dict[tuple[Role, str], str] = {
     ("student", "transformer"): "student",
+    ("student", "hybrid"): "hybrid",
     ("teacher", "transformer"): "teacher",
+    ("student", "gine"): "pyg_students",
+    ("student", "gps"): "pyg_students",
+    ("teacher", "schnet"): "pyg_teachers",
+    ("teacher", "visnet"): "pyg_teachers",
 }
 """Our own models and their modules, which are imported when they are asked for."""
 
@@ -81,17 +86,22 @@ def _load_plugins() -> None:
             ) from error
 
 
-def build_model(role: Role, settings: ModelSettings) -> nn.Module:
-    """A fresh model, initialised from torch's generator. InputError for an unknown name."""
+def check_name(role: Role, name: str) -> None:
+    """InputError unless there is such a model."""
     known = model_names(role)
-    if settings.name not in known:
-        near = nearest(settings.name, known)
+    if name not in known:
+        near = nearest(name, known)
         raise InputError(
             f"model.name: no {role} of that name",
-            got=settings.name,
+            got=name,
             expected=", ".join(known),
             remedy=f"did you mean '{near}'?" if near else "choose one of these, or register your own",
         )
+
+
+def build_model(role: Role, settings: ModelSettings) -> nn.Module:
+    """A fresh model, initialised from torch's generator. InputError for an unknown name."""
+    check_name(role, settings.name)
     if (role, settings.name) not in _BUILDERS:
         import_module(f"moldistill.models.{_SHIPPED[role, settings.name]}")
     return _BUILDERS[role, settings.name](settings)

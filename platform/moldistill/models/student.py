@@ -6,7 +6,7 @@ from torch import nn
 
 from moldistill.core.records import ModelOutput, Molecules
 from moldistill.core.settings import ModelSettings
-from moldistill.models.biases import GraphBias
+from moldistill.models.biases import GraphBiases
 from moldistill.models.embeddings import AtomEmbedding
 from moldistill.models.registry import register
 from moldistill.models.transformer import Transformer
@@ -18,13 +18,11 @@ class TransformerStudent(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.embedding = AtomEmbedding(settings.width)
-        self.biases = nn.ModuleList(GraphBias(settings.heads, settings.max_path) for _ in range(settings.depth))
+        self.embedding = AtomEmbedding(settings.width, walks=settings.walks)
+        self.biases = GraphBiases(settings.depth, settings.heads, settings.max_path)
         self.body = Transformer(settings)
 
     def forward(self, molecules: Molecules) -> ModelOutput:
         """Prediction and states of each layer."""
-        output: ModelOutput = self.body(
-            self.embedding(molecules), molecules.real, [bias(molecules) for bias in self.biases]
-        )
+        output: ModelOutput = self.body(self.embedding(molecules), self.biases(molecules).unbind(0))
         return output

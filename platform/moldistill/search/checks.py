@@ -15,6 +15,10 @@ SAMPLES = 256
 """Random configurations that are looked at: a branch of probability 5% is missed once in 500,000 times."""
 
 TEACHER_ONLY = ("model.kernels", "model.hydrogens", "model.angles", "model.denoising", "training.position_noise")
+UNREAD_BY_MODEL = {
+    "model.max_path": ("gine", "gps", "schnet", "visnet"),
+    "model.angles": ("schnet", "visnet"),
+}
 SCHEDULED_ONLY = ("optimizer.final", "training.ema")
 POWER_SCHEMES = ("power", "dataset_mean")
 
@@ -40,6 +44,8 @@ def unread(name: str, settings: RunSettings) -> str | None:
         return "only teachers read it"
     if name == "training.batch_size" and settings.training.atoms_per_batch is not None:
         return "training.atoms_per_batch takes its place"
+    if settings.model.name in UNREAD_BY_MODEL.get(name, ()):
+        return f"model.name is {settings.model.name}"
     if name in SCHEDULED_ONLY and settings.optimizer.kind == "schedule_free":
         return "optimizer.kind is schedule_free"
     if not name.startswith("distill."):

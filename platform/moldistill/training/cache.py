@@ -19,7 +19,7 @@ from moldistill.core.records import ModelOutput, TargetScale
 from moldistill.data.batches import epoch_batches
 from moldistill.data.store import Store
 from moldistill.data.targets import COLUMNS, STATISTICS
-from moldistill.training.evaluate import CPU, forward, readable
+from moldistill.training.evaluate import CPU, forward, readable, wants_hydrogens
 
 HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -109,7 +109,7 @@ def _check_disk(out: Path, needed: int) -> None:
 
 @torch.no_grad()
 def _run(model: nn.Module, store: Store, rows: NDArray[np.int64], device: torch.device) -> ModelOutput:
-    batch = next(iter(epoch_batches(store, rows, batch_size=len(rows))))
+    batch = next(iter(epoch_batches(store, rows, batch_size=len(rows), hydrogens=wants_hydrogens(model))))
     return forward(model.eval(), "teacher", batch.to(device))
 
 
@@ -136,7 +136,8 @@ class _Writer:
     def fill(self, model: nn.Module, scale: TargetScale, device: torch.device, bar: Bar) -> None:
         """Run the teacher over all rows and write what it says."""
         model.eval()
-        for batch in epoch_batches(self.store, self.rows, batch_size=256, pin=device.type == "cuda"):
+        pin, hydrogens = device.type == "cuda", wants_hydrogens(model)
+        for batch in epoch_batches(self.store, self.rows, batch_size=256, hydrogens=hydrogens, pin=pin):
             output = forward(model, "teacher", batch.to(device, non_blocking=True))
             places = np.searchsorted(self.rows, batch.molecules.rows.numpy())
             self._take(output, places, batch.molecules.real, scale)

@@ -105,20 +105,19 @@ def _other_version(path: Path, version: object) -> InputError:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's weights as safetensors, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save_model
 
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+        save_model(model, str(temporary))  # weights that a model uses twice are written once
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a model from a safetensors file; InputError where it does not fit."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load_model
 
     try:
-        model.load_state_dict(load_file(path))
+        load_model(model, path)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(
             f"{path} does not hold this model's weights", got=error, remedy="train the run again with this version"

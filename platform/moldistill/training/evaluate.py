@@ -77,7 +77,12 @@ def predict(
     predicted = np.empty(len(rows), np.float32)
     size = None if atoms_per_batch is not None else batch_size
     for batch in epoch_batches(
-        store, rows, batch_size=size, atoms_per_batch=atoms_per_batch, pin=device.type == "cuda"
+        store,
+        rows,
+        batch_size=size,
+        atoms_per_batch=atoms_per_batch,
+        hydrogens=wants_hydrogens(model),
+        pin=device.type == "cuda",
     ):
         moved = batch.to(device, non_blocking=True)
         values = forward(model, role, moved).prediction.double() * scale.std + scale.mean

@@ -159,7 +159,7 @@ class Trainer:
             targets=self.targets,
             start=self.step - begun,
             pin=self.device.type == "cuda",
-            **({"hydrogens": True} if wants_hydrogens(self.model) else {}),
+            hydrogens=wants_hydrogens(self.model),
         )
         for batch in itertools.islice(batches, self.total_steps - self.step):
             self.take_step(batch.to(self.device, non_blocking=True))

@@ -45,14 +45,15 @@ def _fit(spec: TrialSpec) -> None:
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     training = spec.settings.training
-    fewest = training.min_workers
+    # A pair makes the group elastic; Train's own annotation does not know it.
+    workers: Any = training.workers if training.min_workers is None else (training.min_workers, training.workers)
     use_gpu = choose_device(spec.settings).type == "cuda"
     with tempfile.TemporaryDirectory(prefix="train") as storage:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"spec": spec},
             scaling_config=ScalingConfig(
-                num_workers=training.workers if fewest is None else (fewest, training.workers),
+                num_workers=workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
             ),
