@@ -51,7 +51,7 @@ def test_the_gpu_benchmark_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_every_ratio_lies_within_its_spread(tmp_path: Path) -> None:
-    names = ("preparation", "batches", "padding", "store_bytes", "training_step")
+    names = ("preparation", "batches", "padding", "store_bytes", "training_step", "models")
     only = [part for name in names for part in ("--only", name)]
     command: list[str | Path] = [sys.executable, FOLDER / "run.py", "--quick", *only, "--out", tmp_path]
     done = subprocess.run(command, env=_WITHOUT_DATA, capture_output=True, text=True, check=False)

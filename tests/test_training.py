@@ -19,6 +19,7 @@ from moldistill.core.settings import RunSettings
 from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
+from moldistill.models.registry import model_names
 from moldistill.pipeline import cache_teacher
 from moldistill.training.checkpoint import checkpoints, load_checkpoint
 from moldistill.training.evaluate import errors_by_size, mean_absolute_error, median_error, predict, target_scale
@@ -236,6 +237,33 @@ def test_a_chosen_layer_is_cached_alone(teacher: Path, tiny_store: Path, tmp_pat
     assert TargetStore.open(tmp_path / "last").layers == (2,)
     with pytest.raises(InputError, match="layers to keep"):
         cache_teacher(teacher, tiny_store, tmp_path / "third", layers=(3,))
+
+
+@pytest.mark.parametrize("student", model_names("student"))
+def test_every_student_is_distilled(student: str, tiny_store: Path, targets: Path) -> None:
+    """From a transformer's states; it learns, and the terms move it."""
+    run = distilled(targets, model={**TINY["model"], "name": student}, training={"epochs": 6, "batch_size": 16})
+    trainer = Trainer(run, Store.open(tiny_store), TargetStore.open(targets))
+    reports = [report.metrics for report in trainer.fit()]
+    assert reports[-1]["train_loss"] < reports[0]["train_loss"]
+    shares = {name: value for name, value in reports[0].items() if name.startswith("share_")}
+    assert set(shares) == {f"share_{term}" for term in ("label", "prediction", "graph", "atom", "pair")}
+    assert min(shares.values()) > 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in model_names("teacher") if name != "transformer"])
+def test_every_teacher_teaches(name: str, tiny_store: Path, tmp_path: Path) -> None:
+    run = tiny("teacher", model={**TINY["model"], "name": name, "hydrogens": True}, training={"epochs": 1})
+    run_trial(TrialSpec(run, tiny_store, tmp_path / "teacher"))
+    cache_teacher(tmp_path / "teacher", tiny_store, tmp_path / "targets")
+    store, cached = Store.open(tiny_store), TargetStore.open(tmp_path / "targets")
+    trainer = Trainer(distilled(tmp_path / "targets"), store, cached)
+    report = next(iter(trainer.fit()))
+    assert math.isfinite(report.metrics["train_loss"])
+    predicted = predict(
+        load_run_folder(tmp_path / "teacher").model, store, cached.rows, role="teacher", scale=trainer.scale
+    )
+    np.testing.assert_allclose(cached.prediction, predicted, rtol=1e-4, atol=1e-4)
 
 
 def test_divergence_stops_before_the_weights_are_touched(tiny_store: Path) -> None:

@@ -95,7 +95,7 @@ def _measure(store: Store, plan: Plan, out: Path) -> None:
         found = _training(store, settings, plan)
         figures += found.values()
         values = {key: figure.value for key, figure in found.items()}
-        runs[_title(settings)] = values | {"parity": parity[role].value}
+        runs[_title(settings).replace(",", "")] = values | {"parity": parity[role].value}
     figures += [_accuracy(store, settings, plan) for settings in _runs(plan)]
     print(table(figures))
     facts = {"device": name, "store": store.identity, "batch_size": plan.batch_size, "runs": runs}

@@ -68,7 +68,7 @@ def gradients(role: Role, settings: ModelSettings, batches: list[Batch], *, mixe
 def _padding(name: str, store: Store, shape: ModelSettings, rounds: int, count: int) -> Figure:
     """The teacher on the same molecules, at random and sorted by size as `epoch_batches` does."""
     rows = readable(store, store.rows("train"), "teacher")
-    rows = np.random.default_rng(0).permutation(rows)[: 64 * (count * 4)]
+    rows = np.random.default_rng(0).permutation(rows)[: 64 * 2 * count]
     ordered = list(epoch_batches(store, np.sort(rows), batch_size=64, shuffle=True))
     mixed = [collate(store, rows[first : first + 64]) for first in range(0, len(rows), 64)]
     work = [gradients("teacher", shape, batches) for batches in (mixed, ordered)]

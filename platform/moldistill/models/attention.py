@@ -60,7 +60,7 @@ class _Mix(torch.autograd.Function):
         gate = None if gates is None else gates.to(kind).flatten(0, 1)
         if gate is not None:
             torch.bmm(gate, message[0], out=flat[1]).relu_()
-        ctx.save_for_backward(apart, weights, gate, None if gate is None else result[1] > 0)
+        ctx.save_for_backward(apart, weights, gate, None if gate is None else flat[1])
         ctx.kinds = bias.dtype, None if gates is None else gates.dtype
         return _together(result)
 
@@ -80,7 +80,7 @@ class _Mix(torch.autograd.Function):
         torch.bmm(to_logits.transpose(1, 2), query, out=to_key)
         to_gates = None
         if gate is not None:
-            heard = slopes[1] * passed.flatten(0, 1)
+            heard = torch.ops.aten.threshold_backward(slopes[1], passed, 0)
             torch.bmm(gate.transpose(1, 2), heard, out=to_message[0])
             to_gates = torch.bmm(heard, message[0].transpose(1, 2)).to(ctx.kinds[1])
             to_gates = to_gates.view(heads, batch, tokens, tokens)

@@ -10,7 +10,7 @@ from moldistill.core.shapes import Float, Int
 from moldistill.core.vocabulary import BOND_CODES, UNREACHABLE
 from moldistill.models.fused import linear, working_precision
 
-HIDDEN = -1e30
+HIDDEN = -3e4
 """Bias of a key that is padding: its weight is 0 in every precision, and 0 times it is 0, which of -inf is NaN."""
 
 
