@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from moldistill.core.records import Batch, ModelOutput
 from moldistill.core.settings import PairTermSettings
 from moldistill.core.shapes import Float, Int
+from moldistill.models.fused import Linear
 
 
 class PairTerm(nn.Module):
@@ -22,8 +23,8 @@ class PairTerm(nn.Module):
     def __init__(self, settings: PairTermSettings, width: int) -> None:
         super().__init__()
         self.settings = settings
-        self.project = nn.Linear(width, self.HIDDEN)
-        self.classify = nn.Linear(self.HIDDEN, settings.bins)
+        self.project = Linear(width, self.HIDDEN)
+        self.classify = Linear(self.HIDDEN, settings.bins)
 
     def bins(self, positions: Float[Tensor, "batch atoms 3"]) -> Int[Tensor, "batch atoms atoms"]:
         """Bin of each pair's distance."""

@@ -14,6 +14,7 @@ from moldistill.core.shapes import Bool, Float, Int
 from moldistill.data.targets import StateStatistics, TargetSummary
 from moldistill.distill.distances import channel_distance, relational_distance
 from moldistill.distill.normalization import GradientMatcher, normalize_states, size_weights
+from moldistill.models.fused import Linear
 
 
 def chosen_layers(layers: str | tuple[int, ...], kept: tuple[int, ...]) -> list[int]:
@@ -48,7 +49,7 @@ class _StateTerm(nn.Module):
         self.settings = settings
         self.places = chosen_layers(settings.layers, summary.layers)
         self.partners = [partner(summary.layers[place], summary.depth, depth) for place in self.places]
-        self.projections = nn.ModuleList(nn.Linear(width, summary.width) for _ in self.places)
+        self.projections = nn.ModuleList(Linear(width, summary.width) for _ in self.places)
         for name in ("mean", "std", "whitening"):
             self.register_buffer(name, getattr(statistics, name), persistent=False)
 
