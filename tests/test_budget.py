@@ -86,7 +86,8 @@ def test_a_resumed_run_keeps_the_number_of_steps(
         run_trial(spec, report=stop)
     steps = load_run(spec.out / "config.yaml").training.steps
     monkeypatch.setattr(budget, "measure", never)
-    run_trial(replace(spec, resume=True))
+    other = replace(spec.settings, training=replace(spec.settings.training, keep_checkpoints=5, budget_seconds=9.0))
+    run_trial(replace(spec, settings=other, resume=True))  # neither changes the course
     assert load_run(spec.out / "config.yaml").training.steps == steps
 
 

@@ -147,6 +147,12 @@ def test_a_run_goes_on_with_another_number_of_workers(
     check_equal_within_rounding(plain, result.path)
 
 
+def test_workers_without_molecules_of_a_batch_take_the_step_too(plain: Path, tiny_store: Path, tmp_path: Path) -> None:
+    """Each has eight, or fewer, and cuts them into 24 parts."""
+    result = train_under_ray(TrialSpec(settings(workers=2, accumulate=24), tiny_store, tmp_path / "run"))
+    check_equal_within_rounding(plain, result.path)
+
+
 def test_fewer_workers_than_wanted_go_on_where_that_is_allowed(plain: Path, tiny_store: Path, tmp_path: Path) -> None:
     """The cluster has 4 processors: 64 workers will never come."""
     result = train_under_ray(TrialSpec(settings(workers=64, min_workers=1), tiny_store, tmp_path / "run"))

@@ -19,7 +19,7 @@ from moldistill.core.config import load_run
 from moldistill.core.errors import InputError, RunError
 from moldistill.core.settings import RunSettings
 from moldistill.data.store import Store
-from moldistill.training.checkpoint import VERSION, checkpoints, load_checkpoint
+from moldistill.training.checkpoint import VERSION, checkpoints, load_checkpoint, save_checkpoint
 from moldistill.training.evaluate import mean_absolute_error
 from moldistill.training.loop import Trainer
 from moldistill.training.steps import CHECK_EVERY, EpochSums, FiniteGuard, parts
@@ -78,7 +78,7 @@ def test_a_run_cut_at_any_step_ends_as_if_it_had_not_been(
     run = settings(role, optimizer={"kind": optimizer}, **noise)
     whole = run_trial(TrialSpec(run, tiny_store, tmp_path / "whole"))
     spec = TrialSpec(run, tiny_store, tmp_path / "cut", resume=True)
-    for step in (1, 2, 3, 5, 8):
+    for step in (1, 2, 3, 5, 8, 9):
         with monkeypatch.context() as patched, pytest.raises(Killed):
             patched.setattr(run_module._Saver, "after_step", kill_at(step))
             run_trial(spec)
@@ -116,6 +116,15 @@ def test_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
     result = run_trial(spec)
     whole = run_trial(TrialSpec(spec.settings, tiny_store, tmp_path / "whole"))
     assert result.metrics["valid_mae"] == whole.metrics["valid_mae"]
+
+
+def test_a_new_checkpoint_is_never_the_one_that_goes(tiny_store: Path, tmp_path: Path) -> None:
+    """Nor does what a later attempt left, damaged or not, stand above it."""
+    trainer = Trainer(settings(), Store.open(tiny_store))
+    for step, keep, left in ((5, 2, [5]), (10, 2, [10, 5]), (7, 2, [7, 5]), (6, 1, [6]), (8, 3, [8, 6])):
+        trainer.step = step
+        save_checkpoint(tmp_path, trainer.checkpoint(), keep)
+        assert checkpoints(tmp_path) == [tmp_path / "checkpoint" / f"step-{number:010d}.pt" for number in left]
 
 
 def test_checkpoints_of_another_version_name_the_remedy(tmp_path: Path) -> None:

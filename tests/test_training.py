@@ -16,12 +16,14 @@ from moldistill.core.artifacts import read_manifest
 from moldistill.core.config import load_run
 from moldistill.core.errors import InputError, RunError
 from moldistill.core.settings import RunSettings
+from moldistill.data.batches import epoch_batches
 from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
 from moldistill.models.registry import model_names
 from moldistill.pipeline import cache_teacher
 from moldistill.training.checkpoint import checkpoints, load_checkpoint
+from moldistill.training.collective import Collective
 from moldistill.training.evaluate import errors_by_size, mean_absolute_error, median_error, predict, target_scale
 from moldistill.training.loop import EpochReport, Trainer
 from moldistill.training.optim import AveragedWeights, learning_rate
@@ -249,6 +251,31 @@ def test_every_student_is_distilled(student: str, tiny_store: Path, targets: Pat
     shares = {name: value for name, value in reports[0].items() if name.startswith("share_")}
     assert set(shares) == {f"share_{term}" for term in ("label", "prediction", "graph", "atom", "pair")}
     assert min(shares.values()) > 1e-4
+
+
+class _OneOfTwo(Collective):
+    """A worker whose partner has nothing to add."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter], more: torch.Tensor) -> torch.Tensor:
+        return more
+
+
+@pytest.mark.parametrize("student", model_names("student"))
+def test_a_worker_without_molecules_takes_the_step(student: str, tiny_store: Path, targets: Path) -> None:
+    """With every term, in each precision: nothing fails, and nothing moves it."""
+    store, cached = Store.open(tiny_store), TargetStore.open(targets)
+    for precision in ("fp32", "bf16"):
+        training = {"precision": precision, "batch_size": 16}
+        run = distilled(targets, model={**TINY["model"], "name": student}, training=training)
+        trainer = Trainer(run, store, cached, collective=_OneOfTwo(0, 2))
+        trainer.take_step(
+            next(iter(epoch_batches(store, trainer.rows, batch_size=1, rank=1, world_size=2, targets=cached)))
+        )
+        gradients = [parameter.grad for parameter in trainer.parameters if parameter.grad is not None]
+        assert all(not gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", [name for name in model_names("teacher") if name != "transformer"])

@@ -65,7 +65,7 @@ def linear(
 ) -> Float[Tensor, "*places out"]:
     """values weightᵀ + bias. Under autocast, on other devices and in other precisions it is PyTorch's."""
     single = values.dtype == weight.dtype == torch.float32 and values.device.type == "cpu"
-    if not single or _ONEDNN is None or torch.is_autocast_enabled("cpu") or not values.numel():
+    if not single or _ONEDNN is None or torch.is_autocast_enabled("cpu") or not values.numel() * weight.numel():
         return nn.functional.linear(values, weight, bias)
     rows = values.reshape(-1, values.shape[-1]).contiguous()
     found: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]

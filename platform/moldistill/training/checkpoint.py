@@ -47,8 +47,10 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = 1) -> Path:
     path = run / FOLDER / f"step-{checkpoint.step:010d}.pt"
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
-    for old in checkpoints(run)[keep:]:
-        old.unlink(missing_ok=True)
+    others = [other for other in checkpoints(run) if other != path]
+    older = [other for other in others if other < path]
+    for other in [*(set(others) - set(older)), *older[keep - 1 :]]:  # a later one was damaged, or its run was cut off
+        other.unlink(missing_ok=True)
     return path
 
 
@@ -87,11 +89,11 @@ def _read(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = content.pop("version")
-    except (RuntimeError, EOFError, KeyError, AttributeError, OSError, pickle.UnpicklingError) as error:
+        if version == VERSION:
+            return Checkpoint(**content)
+    except (TypeError, RuntimeError, EOFError, KeyError, AttributeError, OSError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is damaged", got=error, remedy=remedy) from error
-    if version != VERSION:
-        raise _other_version(path, version)
-    return Checkpoint(**content)
+    raise _other_version(path, version)
 
 
 def _other_version(path: Path, version: object) -> InputError:

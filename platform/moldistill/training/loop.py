@@ -121,7 +121,7 @@ class Trainer:
         The state may be saved at every yield, and in `after_step`, which is called after every step.
         """
         training = self.settings.training
-        while self.step < self.total_steps:
+        while self.step < self.total_steps or self.sums.steps:  # a checkpoint may lie before the last report
             self._since = self.now()
             with exact_kernels(training.deterministic):
                 self.run_epoch(after_step)
@@ -189,7 +189,7 @@ class Trainer:
             if not len(part.target) and self.collective.world_size == 1:
                 continue
             terms = self._terms(part.widened(), counts)
-            if self.sums.steps == 0 and not names and len(terms) > 1:
+            if self.sums.steps == 0 and not self.sums.shares and len(terms) > 1 and len(part.target):
                 self.sums.shares = gradient_shares(terms, list(self.model.parameters()))
             stacked = torch.stack(list(terms.values()))
             stacked.sum().backward()  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ from moldistill.training.budget import is_open, settle
 from moldistill.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, save_weights
 from moldistill.training.collective import ALONE, Collective
 from moldistill.training.evaluate import errors_by_size, predict_split
-from moldistill.training.loop import EpochReport, Trainer, training_rows
+from moldistill.training.loop import NOT_THE_COURSE, EpochReport, Trainer, training_rows
 from moldistill.trial.boards import Board
 from moldistill.trial.folder import (
     CONFIG,
@@ -110,8 +110,11 @@ def settled(spec: TrialSpec, collective: Collective = ALONE) -> TrialSpec:
     if spec.resume and saved.is_file():
         before = load_run(saved)
         decided = {name: getattr(before.training, name) for name in ("steps", "precision", "compile")}
-        if replace(spec.settings, training=replace(spec.settings.training, **decided)) == before:
-            return replace(spec, settings=before)
+        free = {name: getattr(before.training, name) for name in NOT_THE_COURSE}
+        if replace(spec.settings, training=replace(spec.settings.training, **decided | free)) == before:
+            if before.training.budget_seconds != spec.settings.training.budget_seconds:
+                log(f"the run keeps the {before.training.steps:,} steps that it was begun with: a budget is read once")
+            return replace(spec, settings=replace(spec.settings, training=replace(spec.settings.training, **decided)))
     settings = settle(
         spec.settings,
         choose_device(spec.settings),
@@ -143,8 +146,7 @@ def run_trial(spec: TrialSpec, *, report: Report | None = None, collective: Coll
         keep_metrics(spec.out, trainer.epoch)
     _train(trainer, spec, report, collective)
     if collective.leads:
-        _complete(trainer, spec)
-    collective.wait()
+        _complete(trainer, spec)  # the others do not wait: it may take longer than a process group's patience
     records = read_metrics(spec.out)
     return RunResult(spec.out, records[-1])
 
@@ -212,8 +214,9 @@ def finish_run(spec: TrialSpec) -> RunResult:
     keep_metrics(spec.out, trainer.epoch)
     if trainer.sums.steps:
         append_metrics(spec.out, trainer.close_epoch(evaluate=True).metrics)
-    elif not read_metrics(spec.out)[-1].keys() & {"valid_mae", "valid_3d_mae"}:
-        append_metrics(spec.out, read_metrics(spec.out)[-1] | trainer.evaluate())
+    elif (records := read_metrics(spec.out)) and not records[-1].keys() & {"valid_mae", "valid_3d_mae"}:
+        keep_metrics(spec.out, trainer.epoch - 1)
+        append_metrics(spec.out, records[-1] | trainer.evaluate())
     _complete(trainer, spec)
     return RunResult(spec.out, read_metrics(spec.out)[-1])
 
