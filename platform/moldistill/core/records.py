@@ -17,7 +17,7 @@ from moldistill.core.shapes import Bool, Float, Int, UInt8
 
 
 class _Movable:
-    """Moves every tensor of a frozen dataclass to a device."""
+    """Moves or cuts every tensor of a frozen dataclass, whose first axis is that of the molecules."""
 
     __slots__ = ()
 
@@ -34,6 +34,15 @@ class _Movable:
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """The same on `device`; non_blocking lets the copy from pinned memory run beside what follows."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def part(self, start: int, stop: int) -> Self:
+        """Molecules start:stop, as views of the same padding."""
+        changed: dict[str, object] = {}
+        for item in fields(self):  # type: ignore[arg-type]  # mixed into dataclasses only
+            value = getattr(self, item.name)
+            if value is not None:
+                changed[item.name] = value.part(start, stop) if isinstance(value, _Movable) else value[start:stop]
+        return replace(self, **changed)  # type: ignore[type-var]  # mixed into dataclasses only
 
     def pin_memory(self) -> Self:
         """The same in page-locked memory. PyTorch's DataLoader calls it, too, where it is asked to pin."""
@@ -62,6 +71,12 @@ class Molecules(_Movable):
         """Which atoms exist."""
         return torch.arange(self.atom_features.shape[1], device=self.size.device) < self.size[:, None]
 
+    @property
+    def bonded(self) -> Bool[Tensor, "batch atoms atoms"]:
+        """Which pairs of atoms that exist are bonded, whatever stands in padding."""
+        real = self.real
+        return (self.bond_codes > 0) & real[:, :, None] & real[:, None]
+
 
 @dataclass(frozen=True, slots=True)
 class TeacherTargets(_Movable):
@@ -77,6 +92,11 @@ class TeacherTargets(_Movable):
     prediction: Float[Tensor, "batch"]
     graph_states: Float[Tensor, "layers batch width"]
     atom_states: Float[Tensor, "layers batch atoms width"]
+
+    def part(self, start: int, stop: int) -> TeacherTargets:
+        """Molecules start:stop; states have them on their second axis."""
+        states = (self.graph_states[:, start:stop], self.atom_states[:, start:stop])
+        return TeacherTargets(self.known[start:stop], self.prediction[start:stop], *states)
 
     def widened(self) -> TeacherTargets:
         """The same with states in 32 bits."""

@@ -128,6 +128,15 @@ class TrainingSettings:
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
 
     @property
+    def awaits_budget(self) -> bool:
+        """Whether the number of steps is still to be found from a budget of seconds."""
+        return self.budget_seconds is not None and self.steps is None
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole run."""
+        return self.steps if self.steps is not None else self.epochs * steps_per_epoch
+
+    @property
     def batching(self) -> dict[str, int]:
         """What `data.batches.epoch_batches` cuts batches by."""
         if self.atoms_per_batch is not None:

@@ -64,7 +64,9 @@ def model_names(role: Role) -> list[str]:
     """Names of a role: those that are shipped and can work here, and those of other packages."""
     _load_plugins()
     shipped = {
-        name for (kind, name), module in _SHIPPED.items() if kind == role and find_spec(_OPTIONAL.get(module, "torch"))
+        name
+        for (kind, name), module in _SHIPPED.items()
+        if kind == role and (module not in _OPTIONAL or find_spec(_OPTIONAL[module]))
     }
     return sorted(shipped | {name for kind, name in _BUILDERS if kind == role})
 

@@ -75,5 +75,5 @@ class TransformerTeacher(nn.Module):
         pairs: Tensor = self.distances(elements, real, apart.distance)
         if self.angles is None:
             return pairs
-        bonded = (molecules.bond_codes > 0) & both(real)
-        return torch.where(both(real)[..., None], pairs + self.angles(pairs, apart.direction, bonded), 0.0)
+        angles = self.angles(pairs, apart.direction, molecules.bonded)
+        return torch.where(both(real)[..., None], pairs + angles, 0.0)

@@ -19,8 +19,7 @@ def return_probabilities(
     where padded. S = D^-½ A D^-½ has powers of the same diagonals and is symmetric, so that (Sᵃ⁺ᵇ)ᵢᵢ = Σⱼ (Sᵃ)ᵢⱼ (Sᵇ)ᵢⱼ
     and half of the powers are enough.
     """
-    real = molecules.real
-    bonded = (molecules.bond_codes > 0) & real[:, :, None] & real[:, None]
+    bonded = molecules.bonded
     degree = bonded.sum(2, dtype=dtype)
     scale = torch.where(degree > 0, degree, 1.0).rsqrt()
     walk = bonded.to(dtype) * scale[:, :, None] * scale[:, None]

@@ -14,7 +14,7 @@ import torch
 
 from moldistill.core.errors import InputError
 from moldistill.core.settings import RunSettings, TrainingSettings
-from moldistill.training.evaluate import predict, readable
+from moldistill.training.evaluate import MEASURED, predict, scored
 from moldistill.training.loop import Trainer
 
 WARM_STEPS = 3
@@ -46,8 +46,7 @@ def fast_bf16(device: torch.device) -> bool:
 
 def is_open(training: TrainingSettings) -> bool:
     """Whether something is left to be decided by the machine that trains."""
-    budget = training.budget_seconds is not None and training.steps is None
-    return budget or "auto" in (training.precision, training.compile)
+    return training.awaits_budget or "auto" in (training.precision, training.compile)
 
 
 def settle(settings: RunSettings, device: torch.device, make: Callable[[RunSettings], Trainer]) -> RunSettings:
@@ -61,14 +60,14 @@ def settle(settings: RunSettings, device: torch.device, make: Callable[[RunSetti
         training = replace(training, precision="bf16" if fast_bf16(device) else "fp32")
     if is_open(training):
         # The trial trains plainly: compilation would be timed, too.
-        plain = replace(training, compile="never", budget_seconds=None)
+        plain = replace(training, compile="never", budget_seconds=None, steps=WARM_STEPS + TIMED_STEPS)
         training = _timed(training, make(replace(settings, training=plain)))
     return replace(settings, training=training)
 
 
 def _timed(training: TrainingSettings, trainer: Trainer) -> TrainingSettings:
     cost = measure(trainer)
-    if training.budget_seconds is not None and training.steps is None:
+    if training.budget_seconds is not None and training.steps is None:  # `awaits_budget`, in a checker's words
         if training.budget_seconds < cost.evaluation + cost.step:
             raise InputError(
                 "training.budget_seconds is too short",
@@ -79,34 +78,25 @@ def _timed(training: TrainingSettings, trainer: Trainer) -> TrainingSettings:
         steps = cost.steps_within(training.budget_seconds, trainer.steps_per_epoch, training.evaluate_every)
         training = replace(training, steps=steps)
     if training.compile == "auto":
-        steps = training.steps if training.steps is not None else training.epochs * trainer.steps_per_epoch
+        steps = training.total_steps(trainer.steps_per_epoch)
         training = replace(training, compile="always" if steps * cost.step > LONG else "never")
     return training
 
 
 def measure(trainer: Trainer) -> Cost:
-    """Cost of the trainer's steps and evaluations, of the first worker. The trainer is spent afterwards."""
-    now, seen = trainer.now, 0
+    """Cost of steps and evaluations, of the first worker. Its WARM_STEPS + TIMED_STEPS steps are then spent."""
+    now = trainer.now
     start = now()
 
-    class Enough(Exception):  # noqa: N818  (no error: it ends the loop)
-        pass
-
     def after_step() -> None:
-        nonlocal seen, start
-        seen += 1
-        if seen == WARM_STEPS:
+        nonlocal start
+        if trainer.step == WARM_STEPS:
             _wait(trainer.device)
             start = now()
-        if seen == WARM_STEPS + TIMED_STEPS:
-            raise Enough
 
-    try:
-        while seen < WARM_STEPS + TIMED_STEPS:
-            trainer.run_epoch(after_step)
-            trainer.step = 0  # the trial may be longer than the run
-    except Enough:
-        pass
+    while trainer.step < trainer.total_steps:
+        trainer.run_epoch(after_step)
+        trainer.epoch += 1
     _wait(trainer.device)
     step = (now() - start) / TIMED_STEPS
     costs = torch.tensor([step, _evaluation(trainer)], dtype=torch.float64, device=trainer.device)
@@ -117,9 +107,7 @@ def measure(trainer: Trainer) -> Cost:
 def _evaluation(trainer: Trainer) -> float:
     """Seconds that evaluating takes, from a sample of its rows."""
     role, store = trainer.settings.role, trainer.store
-    splits = ("valid", "valid-3d") if role == "student" else ("valid-3d",)
-    rows = np.concatenate([readable(store, store.rows(split), role) for split in splits])
-    rows = rows[np.isfinite(store.target[rows])]
+    rows = np.concatenate([scored(store, split, role) for split in MEASURED[role].values()])
     if not len(rows):
         return 0.0
     # Every k-th of the rows by size: small ones alone would be cheap.

@@ -42,14 +42,14 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = 1) -> Path:
-    """Write a checkpoint into a run folder, then remove all but the newest `keep`. The file that it became."""
+    """Write a checkpoint into a run folder; of the others, the `keep` - 1 before it stay. The file that it became."""
     content = {"version": VERSION} | {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
     path = run / FOLDER / f"step-{checkpoint.step:010d}.pt"
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
-    others = [other for other in checkpoints(run) if other != path]
-    older = [other for other in others if other < path]
-    for other in [*(set(others) - set(older)), *older[keep - 1 :]]:  # a later one was damaged, or its run was cut off
+    # Later ones are damaged, or of an attempt that was given up.
+    kept = [other for other in checkpoints(run) if other <= path][:keep]
+    for other in set(checkpoints(run)) - set(kept):
         other.unlink(missing_ok=True)
     return path
 

@@ -19,6 +19,12 @@ from moldistill.training.collective import ALONE, Collective
 
 CPU = torch.device("cpu")
 
+MEASURED: dict[Role, dict[str, str]] = {
+    "student": {"valid_3d_mae": "valid-3d", "valid_mae": "valid"},
+    "teacher": {"valid_3d_mae": "valid-3d"},
+}
+"""Metrics of a role, and the split that each is the error on."""
+
 
 def forward(model: nn.Module, role: Role, batch: Batch) -> ModelOutput:
     """Run a model on what its role may see."""
@@ -46,6 +52,11 @@ def _labelled(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of `rows` that have a target."""
     labelled: NDArray[np.int64] = rows[np.isfinite(store.target[rows])]
     return labelled
+
+
+def scored(store: Store, split: str, role: Role) -> NDArray[np.int64]:
+    """Rows of a split that count in the error of a model of this role: labelled, and readable to it."""
+    return _labelled(store, readable(store, store.rows(split), role))
 
 
 def target_scale(store: Store) -> TargetScale:
@@ -126,7 +137,7 @@ def mean_absolute_error(
 
     atoms_per_batch counts the batches of all workers together.
     """
-    rows = _labelled(store, readable(store, store.rows(split), role))
+    rows = scored(store, split, role)
     if not len(rows):
         return None
     share = rows[collective.rank :: collective.world_size]

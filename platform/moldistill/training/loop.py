@@ -27,7 +27,7 @@ from moldistill.distill.objective import Counts, Objective
 from moldistill.models.registry import build_model
 from moldistill.training.checkpoint import Checkpoint
 from moldistill.training.collective import ALONE, Collective
-from moldistill.training.evaluate import forward, mean_absolute_error, readable, target_scale, wants_hydrogens
+from moldistill.training.evaluate import MEASURED, forward, mean_absolute_error, readable, target_scale, wants_hydrogens
 from moldistill.training.noise import denoising_loss, noised
 from moldistill.training.optim import AveragedWeights, build_optimizer, learning_rate
 from moldistill.training.steps import EpochSums, FiniteGuard, exact_kernels, parts
@@ -112,8 +112,7 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        training = self.settings.training
-        return training.steps if training.steps is not None else training.epochs * self.steps_per_epoch
+        return self.settings.training.total_steps(self.steps_per_epoch)
 
     def fit(self, after_step: AfterStep | None = None) -> Iterator[EpochReport]:
         """Train from where the trainer stands to the last step; a report after every epoch, the last may be cut short.
@@ -229,11 +228,8 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """MAE in eV of the averaged weights on the splits that the role can read."""
-        splits = {"valid_3d_mae": "valid-3d"}
-        if self.settings.role == "student":
-            splits["valid_mae"] = "valid"
         found = {}
-        for name, split in splits.items():
+        for name, split in MEASURED[self.settings.role].items():
             error = mean_absolute_error(
                 self.averaged.model,
                 self.store,

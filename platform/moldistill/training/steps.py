@@ -9,16 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moldistill.core.errors import RunError
-from moldistill.core.records import Batch, TeacherTargets
-
-R = TypeVar("R")
+from moldistill.core.records import Batch
 
 CHECK_EVERY = 32
 """Steps after which a GPU is asked whether all gradients were finite."""
@@ -29,20 +27,7 @@ def parts(batch: Batch, count: int) -> list[Batch]:
     if count == 1:
         return [batch]
     edges = [len(batch.target) * part // count for part in range(count + 1)]
-    return [_cut(batch, start, stop) for start, stop in itertools.pairwise(edges)]
-
-
-def _cut(record: R, start: int, stop: int) -> R:
-    """Molecules start:stop of a record of tensors that have a batch axis: the second one of teacher states."""
-    changed: dict[str, Any] = {}
-    for item in fields(record):  # type: ignore[arg-type]  # records are dataclasses
-        value = getattr(record, item.name)
-        if is_dataclass(value):
-            changed[item.name] = _cut(value, start, stop)
-        elif isinstance(value, Tensor):
-            second = isinstance(record, TeacherTargets) and item.name.endswith("_states")
-            changed[item.name] = value[:, start:stop] if second else value[start:stop]
-    return replace(record, **changed)  # type: ignore[type-var]  # records are dataclasses
+    return [batch.part(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 @dataclass(slots=True)

@@ -115,7 +115,7 @@ def _watch(spec: TrialSpec, title: str) -> Iterator[None]:
 
     def follow() -> None:
         training = spec.settings.training
-        by_epochs = training.steps is None and training.budget_seconds is None
+        by_epochs = training.steps is None and not training.awaits_budget
         with progress(title, training.epochs if by_epochs else None) as bar:
             seen = 0
             while True:

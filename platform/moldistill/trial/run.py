@@ -25,7 +25,7 @@ from moldistill.models.registry import check_name
 from moldistill.training.budget import is_open, settle
 from moldistill.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, save_weights
 from moldistill.training.collective import ALONE, Collective
-from moldistill.training.evaluate import errors_by_size, predict_split
+from moldistill.training.evaluate import MEASURED, errors_by_size, predict_split
 from moldistill.training.loop import NOT_THE_COURSE, EpochReport, Trainer, training_rows
 from moldistill.trial.boards import Board
 from moldistill.trial.folder import (
@@ -214,7 +214,7 @@ def finish_run(spec: TrialSpec) -> RunResult:
     keep_metrics(spec.out, trainer.epoch)
     if trainer.sums.steps:
         append_metrics(spec.out, trainer.close_epoch(evaluate=True).metrics)
-    elif (records := read_metrics(spec.out)) and not records[-1].keys() & {"valid_mae", "valid_3d_mae"}:
+    elif (records := read_metrics(spec.out)) and not records[-1].keys() & MEASURED[spec.settings.role]:
         keep_metrics(spec.out, trainer.epoch - 1)
         append_metrics(spec.out, records[-1] | trainer.evaluate())
     _complete(trainer, spec)
