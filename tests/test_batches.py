@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +131,7 @@ def check_batch(store: Store, batch: Batch) -> None:
         assert not positions[size:].any()
         assert graph.real[place].tolist() == [True] * size + [False] * (atoms - size)
     assert torch.allclose(batch.target, torch.from_numpy(store.target[rows]).float(), rtol=0, equal_nan=True)
-    assert batch.teacher is None
+    assert batch.teachers == ()
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ class _Failing(TargetStore):
     def __init__(self) -> None:
         self.calls = 0
 
-    def gather(self, rows: np.ndarray, atoms: int, *, widen: bool = True) -> TeacherTargets:
+    def gather(self, rows: np.ndarray, atoms: int, *, widen: bool = True, draw: int = 0) -> TeacherTargets:
         self.calls += 1
         if self.calls == 3:
             raise RunError("the disk is gone")
@@ -271,7 +271,8 @@ def _tensors(record: object) -> list[torch.Tensor]:
     found = []
     for item in fields(record):  # type: ignore[arg-type]
         value = getattr(record, item.name)
-        found += [value] if isinstance(value, torch.Tensor) else _tensors(value) if value is not None else []
+        for part in value if isinstance(value, tuple) else (value,):
+            found += [part] if isinstance(part, torch.Tensor) else _tensors(part) if is_dataclass(part) else []
     return found
 
 
@@ -305,9 +306,9 @@ def _check_states_travel_in_16_bits(store: Store, targets: TargetStore, monkeypa
         patch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
         pinned = list(epoch_batches(store, rows, batch_size=16, targets=targets, pin=True))
     for one, other in zip(plain, pinned, strict=True):
-        assert other.teacher is not None
-        assert other.teacher.atom_states.dtype == other.teacher.graph_states.dtype == torch.float16
-        assert all(map(torch.equal, _tensors(one.teacher), _tensors(other.widened().teacher)))
+        (told,), (wide,) = other.teachers, other.widened().teachers
+        assert told.atom_states.dtype == told.graph_states.dtype == torch.float16
+        assert all(map(torch.equal, _tensors(one.teachers[0]), _tensors(wide)))
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

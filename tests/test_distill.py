@@ -12,7 +12,8 @@ from torch import Tensor
 
 from batches import random_targets, training_batch
 from moldistill.core.errors import InputError
-from moldistill.core.records import Batch, ModelOutput, TargetScale
+from moldistill.core.layers import named_layers
+from moldistill.core.records import Batch, ModelOutput, TargetScale, TeacherTargets
 from moldistill.core.settings import (
     AtomTermSettings,
     DistillSettings,
@@ -21,13 +22,14 @@ from moldistill.core.settings import (
     TermSettings,
 )
 from moldistill.data.targets import StateStatistics, TargetSummary
-from moldistill.distill.diagnostics import gradient_shares, warnings_for
+from moldistill.distill.diagnostics import gradients, shares_by_size, shares_of, warnings_by_size, warnings_for
 from moldistill.distill.distances import channel_distance, relational_distance
 from moldistill.distill.normalization import GradientMatcher, normalize_states, size_weights
 from moldistill.distill.objective import Counts, Objective
 from moldistill.distill.pairs import PairTerm
 from moldistill.distill.schedules import weight_at
-from moldistill.distill.states import AtomTerm, chosen_layers, partner
+from moldistill.distill.states import AtomTerm, GraphTerm, chosen_layers, partner, partners
+from moldistill.training.moments import Moments
 
 WIDTH = 6
 
@@ -161,7 +163,9 @@ def test_gradient_matched_holds_the_share_for_every_size() -> None:
         matcher.observe(size, torch.tensor([6.0, 6.0, 48.0]), torch.tensor([2.0, 2.0, 2.0]), lambda tensor: tensor)
     # c(N) · G(N) = share · g = 1 for both sizes
     torch.testing.assert_close(matcher(torch.tensor([3, 12])), torch.tensor([1 / 6, 1 / 48]))
-    assert float(matcher(torch.tensor([7]))) == 0.0, "a size that was never seen"
+    # A size that was not seen yet: 3 per atom, the mean of 2 and 4.
+    assert float(matcher(torch.tensor([7]))) == pytest.approx(1 / 21)
+    assert float(GradientMatcher(share=0.5)(torch.tensor([7]))) == 0.0, "nothing was seen yet"
 
 
 @pytest.mark.parametrize("scheme", ["sum", "coordinated", "batch_mean", "gradient_matched"])
@@ -172,12 +176,12 @@ def test_whole_objective_is_finite_and_moves_the_student(scheme: str, batch: Bat
         atom=AtomTermSettings(weight=1.0, normalization=scheme),  # type: ignore[arg-type]
         pair=PairTermSettings(weight=0.1),
     )
-    objective = Objective(settings, TargetScale(5.0, 2.0, 5.0), width=WIDTH, depth=2, summary=summary())
-    taught = replace(batch, teacher=random_targets(batch, 2, WIDTH))
+    objective = Objective(settings, TargetScale(5.0, 2.0, 5.0), width=WIDTH, depth=2, summaries=[summary()])
+    taught = replace(batch, teachers=(random_targets(batch, 2, WIDTH),))
     output = output_for(taught)
     terms = objective(output, taught, Counts.from_tensor(Counts.of(taught)), 0.5)
     assert set(terms) == {"label", "prediction", "graph", "atom", "pair"}
-    shares = gradient_shares(terms, [*output.graph_states, *output.atom_states, output.prediction])
+    shares = shares_of(gradients(terms, [*output.graph_states, *output.atom_states, output.prediction]))
     assert sum(shares.values()) == pytest.approx(1.0)
     assert all(share > 0 for share in shares.values())
 
@@ -190,11 +194,11 @@ def test_label_and_prediction_terms_by_hand(batch: Batch) -> None:
     known = torch.zeros(count, dtype=torch.bool)
     known[2:4] = True
     teacher = replace(random_targets(batch, 2, WIDTH), known=known, prediction=torch.full((count,), 9.0))  # 2 units
-    mixed = replace(batch, target=target, teacher=teacher)
+    mixed = replace(batch, target=target, teachers=(teacher,))
     output = output_for(mixed)
     output = replace(output, prediction=torch.zeros(count, requires_grad=True))
     settings = DistillSettings(prediction=TermSettings(weight=0.5))
-    objective = Objective(settings, TargetScale(5.0, 2.0, 5.0), width=WIDTH, depth=2, summary=summary())
+    objective = Objective(settings, TargetScale(5.0, 2.0, 5.0), width=WIDTH, depth=2, summaries=[summary()])
     terms = objective(output, mixed, Counts.from_tensor(Counts.of(mixed)), 0.0)
     assert float(terms["label"].detach()) == pytest.approx((1 + 1 + 0) / 3)
     assert float(terms["prediction"].detach()) == pytest.approx(0.5 * 2.0)
@@ -235,9 +239,9 @@ def test_parts_of_a_batch_add_up_to_the_whole(batch: Batch) -> None:
         atom=AtomTermSettings(weight=1.0, normalization="batch_mean"),
     )
     torch.manual_seed(0)
-    objective = Objective(settings, TargetScale(5.0, 2.0, 5.0), width=WIDTH, depth=2, summary=summary())
+    objective = Objective(settings, TargetScale(5.0, 2.0, 5.0), width=WIDTH, depth=2, summaries=[summary()])
     teacher = random_targets(batch, 2, WIDTH)
-    whole, output = replace(batch, teacher=teacher), output_for(batch)
+    whole, output = replace(batch, teachers=(teacher,)), output_for(batch)
     counts = Counts.from_tensor(Counts.of(whole))
     expected = objective(output, whole, counts, 0.5)
     total = {name: torch.zeros(()) for name in expected}
@@ -251,7 +255,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(batch: Batch) -> None:
             graph_states=teacher.graph_states[:, part],
             atom_states=teacher.atom_states[:, part],
         )
-        shard = Batch(molecules, batch.target[part], batch.positions[part], batch.has_positions[part], taught)
+        shard = Batch(molecules, batch.target[part], batch.positions[part], batch.has_positions[part], (taught,))
         mine = ModelOutput(
             output.prediction[part],
             tuple(state[part] for state in output.graph_states),
@@ -268,9 +272,7 @@ def test_feature_normalizations() -> None:
     states = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
     mixing = torch.tensor([[2.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.0, 0.0, 0.1]], dtype=torch.float64)
     teacher = states @ mixing + 4.0
-    from moldistill.training.cache import _Moments
-
-    moments = _Moments.empty(1, 3)
+    moments = Moments.empty(1, 3)
     moments.add(teacher[None])
     known = StateStatistics(*(torch.from_numpy(part).double() for part in moments.statistics().values()))
     _, whitened = normalize_states("whiten", teacher, teacher, known, 0)
@@ -320,13 +322,145 @@ def test_schedules(schedule: str, values: list[float]) -> None:
 
 
 def test_layers() -> None:
-    assert chosen_layers("all", (2, 4, 6)) == [0, 1, 2]
-    assert chosen_layers("last", (2, 4, 6)) == [2]
-    assert chosen_layers((4,), (2, 4, 6)) == [1]
+    kept = replace(summary(3), layers=(2, 4, 6), depth=6)
+    assert chosen_layers("all", kept) == [0, 1, 2]
+    assert chosen_layers("last", kept) == [2]
+    assert chosen_layers("every 2", kept) == [0, 1, 2]
+    assert chosen_layers("every 4", kept) == [0, 2]
+    assert chosen_layers((4,), kept) == [1]
+    for missing in ((3,), (7,)):
+        with pytest.raises(InputError, match="not in the teacher's targets"):
+            chosen_layers(missing, kept)
     with pytest.raises(InputError, match="not in the teacher's targets"):
-        chosen_layers((3,), (2, 4, 6))
+        chosen_layers("every 5", replace(kept, layers=(2, 3), depth=6))
     assert [partner(layer, 6, 3) for layer in (1, 2, 4, 6)] == [1, 1, 2, 3]
     assert [partner(layer, 3, 6) for layer in (1, 2, 3)] == [2, 4, 6]
+
+
+def test_the_layers_that_settings_name() -> None:
+    assert named_layers("all", 4) == (1, 2, 3, 4)
+    assert named_layers("last", 4) == (4,)
+    assert named_layers("every 2", 5) == (1, 3, 5)
+    assert named_layers("every 9", 5) == (5,)
+    assert named_layers((3, 1), 5) == (3, 1)
+    for wrong in ("first", "every", "every 0", "every -1", "every two", (), (0, 1), (2, 2)):
+        with pytest.raises(ValueError, match="expected"):
+            StateTermSettings(layers=wrong)
+
+
+def test_partners_by_depth_or_by_name() -> None:
+    assert partners(StateTermSettings(), [2, 4, 6], 6, 3) == [1, 2, 3]
+    assert partners(StateTermSettings(student_layers=(3, 1, 1)), [2, 4, 6], 6, 3) == [3, 1, 1]
+    for wrong in ((1, 2), (1, 2, 4)):
+        with pytest.raises(InputError, match="student_layers do not fit"):
+            partners(StateTermSettings(student_layers=wrong), [2, 4, 6], 6, 3)
+    with pytest.raises(ValueError, match="from 1"):
+        StateTermSettings(student_layers=(0,))
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_heads_map_one_width_to_another(head: str, batch: Batch) -> None:
+    """A student of width 4 against a teacher of width 6: every layer has a map of its own, which learns."""
+    settings = StateTermSettings(weight=1.0, head=head)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    term = GraphTerm(settings, 4, 2, summary())
+    output = output_for(batch, width=4)
+    term(output.graph_states, random_targets(batch, 2, WIDTH)).backward()
+    assert len(term.projections) == 2
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in term.parameters())
+    own = term.projections[0](output.graph_states[0])
+    if head == "mlp":
+        first, _, last = term.projections[0]  # type: ignore[misc]
+        hidden = torch.nn.functional.gelu(output.graph_states[0] @ first.weight.T + first.bias)
+        torch.testing.assert_close(own, hidden @ last.weight.T + last.bias)
+    assert own.shape[-1] == WIDTH
+
+
+def told(batch: Batch, prediction: float, known: Tensor, teacher: int) -> TeacherTargets:
+    values = torch.full((len(batch.target),), prediction)
+    return replace(random_targets(batch, 2, WIDTH, seed=teacher), prediction=values, known=known, teacher=teacher)
+
+
+def test_several_teachers_are_averaged(batch: Batch) -> None:
+    """Soft labels: the mean of those who know the molecule. States: the mean of what each teacher alone would give."""
+    count = len(batch.target)
+    everyone, some = torch.ones(count, dtype=torch.bool), torch.arange(count) < 4
+    both = replace(batch, teachers=(told(batch, 9.0, everyone, 0), told(batch, 1.0, some, 1)))
+    output = replace(output_for(batch), prediction=torch.zeros(count, requires_grad=True))
+    settings = DistillSettings(prediction=TermSettings(weight=1.0), graph=StateTermSettings(weight=1.0))
+    torch.manual_seed(0)
+    objective = Objective(settings, TargetScale(5.0, 2.0, 5.0), width=WIDTH, depth=2, summaries=[summary(), summary()])
+    counts = Counts.from_tensor(Counts.of(both))
+    terms = objective(output, both, counts, 0.0)
+    # The first alone says (9 - 5) / 2 = 2 units; both together 5 eV, which is 0.
+    assert float(terms["prediction"].detach()) == pytest.approx(2.0 * (count - 4) / count)
+    alone = [objective(output, replace(both, teachers=(one,)), counts, 0.0)["graph"] for one in both.teachers]
+    assert float(alone[0].detach()) != pytest.approx(float(alone[1].detach()), rel=0.01)
+    assert float(terms["graph"].detach()) == pytest.approx(float(sum(alone).detach()) / 2)
+
+
+def test_a_constant_teacher_gives_finite_terms_that_can_be_learned(batch: Batch) -> None:
+    """States without variance: their statistics, every normalization, every distance."""
+    collected = Moments.empty(1, WIDTH)
+    collected.add(torch.full((1, 50, WIDTH), 3.0))
+    moments = StateStatistics(*map(torch.from_numpy, collected.statistics().values()))
+    constant = replace(random_targets(batch, 1, WIDTH), prediction=torch.full((len(batch.target),), 5.0))
+    constant = replace(
+        constant,
+        graph_states=torch.full_like(constant.graph_states, 3.0),
+        atom_states=torch.full_like(constant.atom_states, 3.0),
+    )
+    for features in ("none", "layer_norm", "standardize", "whiten", "unit"):
+        for distance in ("mse", "smooth_l1", "l1", "cosine", "relational"):
+            known = replace(summary(1), graph=moments, atoms=moments)
+            settings = DistillSettings(
+                graph=StateTermSettings(weight=1.0, features=features, distance=distance),  # type: ignore[arg-type]
+                atom=AtomTermSettings(weight=1.0, features=features, distance=distance),  # type: ignore[arg-type]
+            )
+            objective = Objective(settings, TargetScale(5.0, 2.0, 5.0), width=WIDTH, depth=1, summaries=[known])
+            taught, output = replace(batch, teachers=(constant,)), output_for(batch, layers=1)
+            sum(objective(output, taught, Counts.from_tensor(Counts.of(taught)), 0.5).values()).backward()  # type: ignore[union-attr]
+            assert all(state.grad is None or state.grad.isfinite().all() for state in output.atom_states)
+            assert all(
+                parameter.grad is None or parameter.grad.isfinite().all() for parameter in objective.parameters()
+            )
+
+
+def test_an_identical_teacher_leaves_nothing_to_learn(batch: Batch) -> None:
+    """Student states that are the teacher's, under projections that are the identity: every term is 0."""
+    targets = random_targets(batch, 2, WIDTH, seed=7)
+    taught, output = replace(batch, teachers=(targets,)), output_for(batch)
+    for distance in ("mse", "smooth_l1", "l1", "cosine", "relational"):
+        settings = DistillSettings(
+            graph=StateTermSettings(weight=1.0, distance=distance),  # type: ignore[arg-type]
+            atom=AtomTermSettings(weight=1.0, distance=distance),  # type: ignore[arg-type]
+        )
+        objective = Objective(settings, TargetScale(0.0, 1.0, 0.0), width=WIDTH, depth=2, summaries=[summary()])
+        for layer in (layer for layer in objective.modules() if isinstance(layer, torch.nn.Linear)):
+            torch.nn.init.eye_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+        terms = objective(output, taught, Counts.from_tensor(Counts.of(taught)), 0.5)
+        assert float(terms["graph"].detach()) == pytest.approx(0.0, abs=1e-6)
+        assert float(terms["atom"].detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_warnings_tell_of_sizes_of_which_the_whole_does_not() -> None:
+    metrics = {
+        "share_label": 0.5,
+        "share_atom": 0.5,
+        "share_label_6to10": 0.6,
+        "share_atom_6to10": 0.4,
+        "share_label_16to20": 0.05,
+        "share_atom_16to20": 0.95,
+        "loss_atom": 1.0,
+    }
+    assert warnings_by_size(metrics) == [
+        "the term 'atom' drowns the label for molecules of 16 to 20 atoms, which has 5.0% of the gradient; "
+        "lower its weight"
+    ]
+    assert shares_by_size(metrics)[(6, 10)] == {"label": 0.6, "atom": 0.4}
+    everywhere = metrics | {"share_label": 0.05, "share_atom": 0.95}
+    assert len(warnings_by_size(everywhere)) == 1
 
 
 def test_warnings_name_the_term() -> None:
@@ -338,7 +472,7 @@ def test_warnings_name_the_term() -> None:
 def test_gradient_shares_of_known_norms() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
     terms: dict[str, Tensor] = {"a": 3 * weight[0], "b": 1 * weight[1], "off": torch.zeros(())}
-    assert gradient_shares(terms, [weight]) == pytest.approx({"a": 0.75, "b": 0.25, "off": 0.0})
+    assert shares_of(gradients(terms, [weight])) == pytest.approx({"a": 0.75, "b": 0.25, "off": 0.0})
 
 
 def test_gradient_matched_needs_a_global_term() -> None:

@@ -22,6 +22,7 @@ from moldistill.models.hydrogens import with_hydrogens
 from moldistill.models.registry import build_model
 from moldistill.pipeline import cache_teacher
 from moldistill.training import cache, evaluate
+from moldistill.training.asking import Teacher
 from moldistill.training.noise import denoising_loss, noised
 from moldistill.trial.run import run_trial
 from moldistill.trial.spec import TrialSpec
@@ -152,7 +153,7 @@ def test_evaluation_and_the_teachers_pass_ask_for_what_the_model_reads(
     rows = store.rows("train")[:5]
     evaluate.predict(model, store, rows, role="teacher", scale=scale)
     assert seen == [wanted]
-    cache.cache_targets(model, store, tmp_path / "targets", scale=scale, teacher_identity="test")
+    cache.cache_targets(Teacher(model, scale, "test"), store, tmp_path / "targets")
     assert len(seen) == 3
     assert set(seen) == {wanted}
 

@@ -141,15 +141,14 @@ def test_checkpoints_of_another_version_name_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
 def test_parts_hold_each_molecule_once(count: int, tiny_store: Path) -> None:
     batch = training_batch(tiny_store)
-    batch = replace(batch, teacher=random_targets(batch, layers=2, width=4))
+    batch = replace(batch, teachers=(random_targets(batch, layers=2, width=4),))
     cut = parts(batch, count)
     assert len(cut) == count
     lengths = [len(part.target) for part in cut]
     assert max(lengths) - min(lengths) <= 1
     assert torch.equal(torch.cat([part.molecules.rows for part in cut]), batch.molecules.rows)
-    assert batch.teacher is not None
-    states = [part.teacher.atom_states for part in cut if part.teacher is not None]
-    assert torch.equal(torch.cat(states, 1), batch.teacher.atom_states)
+    states = [part.teachers[0].atom_states for part in cut]
+    assert torch.equal(torch.cat(states, 1), batch.teachers[0].atom_states)
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 16])
@@ -313,7 +312,7 @@ def test_no_step_waits_for_the_device(role: str, tiny_store: Path) -> None:
     trainer.guard.waits = True
     trainer._train_mode(True)
     batch = training_batch(tiny_store)
-    trainer.take_step(batch)  # the first step measures the shares of gradients
+    trainer.take_step(batch)
     with _NoWaiting():
         for _ in range(3):
             trainer.take_step(batch)

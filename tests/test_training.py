@@ -20,8 +20,10 @@ from moldistill.data.batches import epoch_batches
 from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
+from moldistill.distill.diagnostics import shares_by_size
 from moldistill.models.registry import model_names
 from moldistill.pipeline import cache_teacher
+from moldistill.training.cache import CacheSettings
 from moldistill.training.checkpoint import checkpoints, load_checkpoint
 from moldistill.training.collective import Collective
 from moldistill.training.evaluate import errors_by_size, mean_absolute_error, median_error, predict, target_scale
@@ -208,7 +210,7 @@ def test_cached_targets_are_the_teachers_outputs(teacher: Path, targets: Path, t
     store, run, cached = Store.open(tiny_store), load_run_folder(teacher), TargetStore.open(targets)
     rows = np.concatenate([cached.rows[3:8], store.rows("valid")[:2]])
     batch = collate(store, rows, cached)
-    taught = batch.teacher
+    (taught,) = batch.teachers
     assert taught is not None
     assert taught.known.tolist() == [True] * 5 + [False] * 2
     with torch.no_grad():
@@ -235,10 +237,10 @@ def test_target_statistics_are_those_of_the_states(targets: Path) -> None:
 
 
 def test_a_chosen_layer_is_cached_alone(teacher: Path, tiny_store: Path, tmp_path: Path) -> None:
-    cache_teacher(teacher, tiny_store, tmp_path / "last", layers=(2,))
+    cache_teacher(teacher, tiny_store, tmp_path / "last", CacheSettings(layers=(2,)))
     assert TargetStore.open(tmp_path / "last").layers == (2,)
     with pytest.raises(InputError, match="layers to keep"):
-        cache_teacher(teacher, tiny_store, tmp_path / "third", layers=(3,))
+        cache_teacher(teacher, tiny_store, tmp_path / "third", CacheSettings(layers=(3,)))
 
 
 @pytest.mark.parametrize("student", model_names("student"))
@@ -248,9 +250,12 @@ def test_every_student_is_distilled(student: str, tiny_store: Path, targets: Pat
     trainer = Trainer(run, Store.open(tiny_store), TargetStore.open(targets))
     reports = [report.metrics for report in trainer.fit()]
     assert reports[-1]["train_loss"] < reports[0]["train_loss"]
-    shares = {name: value for name, value in reports[0].items() if name.startswith("share_")}
-    assert set(shares) == {f"share_{term}" for term in ("label", "prediction", "graph", "atom", "pair")}
-    assert min(shares.values()) > 1e-4
+    shares = shares_by_size(reports[0])
+    assert len(shares) > 1
+    for found in shares.values():
+        assert set(found) == {"label", "prediction", "graph", "atom", "pair"}
+        assert min(found.values()) > 1e-4
+        assert sum(found.values()) == pytest.approx(1.0)
 
 
 class _OneOfTwo(Collective):

@@ -13,7 +13,7 @@ import typer
 from moldistill import __version__
 from moldistill.core.errors import MoldistillError
 from moldistill.core.progress import log
-from moldistill.verbs import data, delivering, models, searching, training, whole
+from moldistill.verbs import ablating, data, delivering, models, searching, training, whole
 
 app = typer.Typer(
     name="moldistill",
@@ -35,6 +35,7 @@ VERBS = (
     training.cache,
     searching.explain,
     searching.search,
+    ablating.ablate,
     delivering.ensemble,
     delivering.predict,
     delivering.submit,
@@ -61,5 +62,5 @@ def main() -> None:
         log(f"error: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        log("stopped; run the same command again (train and search: with --resume) to go on")
+        log("stopped; run the same command again (train, search and ablate: with --resume) to go on")
         raise SystemExit(130) from None

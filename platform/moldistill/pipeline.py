@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,11 +38,12 @@ from moldistill.delivery.sources import PIPELINE, ReportInputs
 from moldistill.delivery.submission import submission
 from moldistill.search.parse import load_space
 from moldistill.search.tuner import search
-from moldistill.training.cache import cache_targets
+from moldistill.training.cache import Cached, CacheSettings, cache_targets
 from moldistill.training.evaluate import median_error
 from moldistill.trial.ray_train import train_under_ray
-from moldistill.trial.run import choose_device, load_run_folder
+from moldistill.trial.run import choose_device
 from moldistill.trial.spec import TrialSpec
+from moldistill.trial.teachers import asked, load_fold_teachers, load_teacher
 
 LEDGER = PIPELINE
 RESULTS = "results.json"
@@ -214,29 +215,23 @@ def to_mapping_of_space(space: Mapping[str, Any], targets: Path) -> dict[str, An
     return dict(load_space(dict(space), targets=str(targets)).mapping)
 
 
-def cache_teacher(teacher: Path, store: Path, out: Path, layers: tuple[int, ...] | None = None) -> None:
-    """Write the targets of a finished teacher run; InputError for a student, or a teacher of another store."""
-    run = load_run_folder(teacher)
+def cache_teacher(
+    teacher: Path,
+    store: Path,
+    out: Path,
+    settings: CacheSettings | None = None,
+    soft_labels: Sequence[Path] = (),
+) -> Cached:
+    """Write the targets of a finished teacher run, unless they stand already.
+
+    soft_labels: runs of teachers that each left out one part of the rows, of which each row's prediction is taken from
+    the one that did not see it. InputError for a student, a teacher of another store, or parts that are not complete.
+    """
     opened = Store.open(store)
-    if run.settings.role != "teacher":
-        raise InputError(f"{teacher} is not a teacher's run", got=run.settings.role, remedy="name a teacher's run")
-    if run.manifest.facts["store"] != opened.identity:
-        raise InputError(
-            f"{teacher} was trained on another store",
-            got=opened.identity,
-            expected=run.manifest.facts["store"],
-            remedy="name the store that it was trained on",
-        )
+    run = load_teacher(teacher, opened)
     device = choose_device(run.settings)
-    cache_targets(
-        run.model.to(device),
-        opened,
-        out,
-        scale=run.scale,
-        teacher_identity=run.manifest.identity,
-        layers=layers,
-        device=device,
-    )
+    others = [asked(other, device) for other in load_fold_teachers(soft_labels, opened)]
+    return cache_targets(asked(run, device), opened, out, settings=settings, soft_labels=others, device=device)
 
 
 def _result(out: Path, stages: _Stages) -> PipelineResult:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,13 +19,15 @@ from torch_geometric.data import Batch as GraphBatch
 from torch_geometric.nn import GINEConv, GPSConv, global_add_pool
 
 from moldistill.core.config import load_run
-from moldistill.core.records import Batch
+from moldistill.core.records import Batch, TeacherTargets
 from moldistill.core.settings import RunSettings
 from moldistill.core.vocabulary import ATOM_SIZES, BOND_SIZES
 from moldistill.data.batches import collate, epoch_batches
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
+from moldistill.data.teachers import TeacherSet
 from moldistill.models.registry import build_model
+from moldistill.training.asking import Teacher
 from moldistill.training.cache import cache_targets
 from moldistill.training.evaluate import forward, readable, target_scale
 from moldistill.training.loop import Trainer
@@ -66,7 +69,9 @@ def training_step(inputs: Inputs) -> list[Figure]:
     store = inputs.store(name)
     some = batches_of_one_size(store, min(8, inputs.limit // 64))
     student, teacher = load_run(f"student-{inputs.preset}"), load_run(f"teacher-{inputs.preset}")
-    ours, peer, theirs = _gradients(student, some), gps_gradients(student, store, some), _gradients(teacher, some)
+    bodies = [load_run(f"{role}-{inputs.preset}", ["model.name=transformer"]) for role in ("student", "teacher")]
+    ours, theirs = (_gradients(body, some) for body in bodies)
+    peer = gps_gradients(bodies[0], store, some)
     kept = {"rounds": inputs.rounds, "batches": len(some)}
     figures = [
         side_by_side("step: PyG", name, "GPSConv's forward and backward / our student's", peer, ours, **kept),
@@ -79,9 +84,7 @@ def training_step(inputs: Inputs) -> list[Figure]:
         ("gradient_matched", (*ALL_TERMS, "distill.atom.normalization=gradient_matched")),
     )
     for title, overrides in terms:
-        distilled = Trainer(
-            load_run(f"student-{inputs.preset}-distilled", [*overrides, f"targets={targets.path}"]), store, targets
-        )
+        distilled = _distilled(inputs, store, targets, overrides)
         loaded = [collate(store, batch.molecules.rows.numpy(), targets) for batch in some]
         figures.append(
             side_by_side(
@@ -93,7 +96,38 @@ def training_step(inputs: Inputs) -> list[Figure]:
                 **kept,
             )
         )
+    figures.append(_live_teacher(inputs, store, targets, teacher, some))
     return [*figures, _gathering(name, store, targets, inputs.rounds), _loop(name, store, student, inputs.rounds)]
+
+
+def _distilled(inputs: Inputs, store: Store, targets: TargetStore, overrides: tuple[str, ...]) -> Trainer:
+    run = load_run(f"student-{inputs.preset}-distilled", [*overrides, f"targets={targets.path}"])
+    return Trainer(run, store, targets)
+
+
+def _live_teacher(
+    inputs: Inputs, store: Store, targets: TargetStore, teacher: RunSettings, batches: list[Batch]
+) -> Figure:
+    """What is saved by asking the teacher once, and reading from the disk what it said."""
+    cached, live = (_distilled(inputs, store, targets, ALL_TERMS) for _ in range(2))
+    model, teachers = build_model("teacher", teacher.model).eval(), TeacherSet((targets,))
+
+    def read() -> None:
+        for place, batch in enumerate(batches):
+            told = teachers.gather(batch.molecules.rows.numpy(), batch.positions.shape[1], epoch=0, batch=place)
+            cached.take_step(replace(batch, teachers=told))
+
+    def ask() -> None:
+        for batch in batches:
+            with torch.no_grad():
+                said = forward(model, "teacher", batch)
+            states = torch.stack(said.graph_states), torch.stack(said.atom_states)
+            told = TeacherTargets(torch.ones_like(batch.has_positions), said.prediction, *states)
+            live.take_step(replace(batch, teachers=(told,)))
+
+    reading = "step with a live teacher / step with cached targets, their reading included"
+    name, kept = inputs.names[0], {"rounds": inputs.rounds, "batches": len(batches)}
+    return side_by_side("step: live teacher", name, reading, ask, read, **kept)
 
 
 def batches_of_one_size(store: Store, count: int) -> list[Batch]:
@@ -144,7 +178,7 @@ def _targets(inputs: Inputs, store: Store, teacher: RunSettings) -> TargetStore:
     out = inputs.scratch / "targets"
     model = build_model("teacher", teacher.model)
     with redirect_stderr(io.StringIO()):
-        cache_targets(model, store, out, scale=target_scale(store), teacher_identity="none")
+        cache_targets(Teacher(model, target_scale(store), "none"), store, out)
     return TargetStore.open(out)
 
 

@@ -29,6 +29,8 @@ class _Movable:
                 changed[item.name] = change(value)
             elif isinstance(value, _Movable):
                 changed[item.name] = value._each(change)
+            elif isinstance(value, tuple):
+                changed[item.name] = tuple(one._each(change) for one in value)
         return replace(self, **changed)  # type: ignore[type-var]  # mixed into dataclasses only
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
@@ -40,8 +42,12 @@ class _Movable:
         changed: dict[str, object] = {}
         for item in fields(self):  # type: ignore[arg-type]  # mixed into dataclasses only
             value = getattr(self, item.name)
-            if value is not None:
-                changed[item.name] = value.part(start, stop) if isinstance(value, _Movable) else value[start:stop]
+            if isinstance(value, Tensor):
+                changed[item.name] = value[start:stop]
+            elif isinstance(value, _Movable):
+                changed[item.name] = value.part(start, stop)
+            elif isinstance(value, tuple):
+                changed[item.name] = tuple(one.part(start, stop) for one in value)
         return replace(self, **changed)  # type: ignore[type-var]  # mixed into dataclasses only
 
     def pin_memory(self) -> Self:
@@ -86,17 +92,19 @@ class TeacherTargets(_Movable):
     prediction:   its prediction in eV.
     graph_states: graph token after each kept layer, before any feature normalization; 16 bits where pinned for a GPU.
     atom_states:  atoms after each kept layer; 0 where padded.
+    teacher:      which of the run's teachers it was, from 0.
     """
 
     known: Bool[Tensor, "batch"]
     prediction: Float[Tensor, "batch"]
     graph_states: Float[Tensor, "layers batch width"]
     atom_states: Float[Tensor, "layers batch atoms width"]
+    teacher: int = 0
 
     def part(self, start: int, stop: int) -> TeacherTargets:
         """Molecules start:stop; states have them on their second axis."""
         states = (self.graph_states[:, start:stop], self.atom_states[:, start:stop])
-        return TeacherTargets(self.known[start:stop], self.prediction[start:stop], *states)
+        return TeacherTargets(self.known[start:stop], self.prediction[start:stop], *states, self.teacher)
 
     def widened(self) -> TeacherTargets:
         """The same with states in 32 bits."""
@@ -129,6 +137,7 @@ class Batch(_Movable):
     target:        eV; NaN where unknown.
     positions:     Å, of the heavy atoms; 0 where padded or unknown.
     has_positions: whether the molecule has a geometry.
+    teachers:      what each teacher said that this batch is learned from.
     hydrogens:     where asked for; none of a molecule whose hydrogens have no positions in the store.
     """
 
@@ -136,12 +145,12 @@ class Batch(_Movable):
     target: Float[Tensor, "batch"]
     positions: Float[Tensor, "batch atoms 3"]
     has_positions: Bool[Tensor, "batch"]
-    teacher: TeacherTargets | None = None
+    teachers: tuple[TeacherTargets, ...] = ()
     hydrogens: Hydrogens | None = None
 
     def widened(self) -> Batch:
-        """The same with the teacher's states in 32 bits, as the loss reads them."""
-        return self if self.teacher is None else replace(self, teacher=self.teacher.widened())
+        """The same with the teachers' states in 32 bits, as the loss reads them."""
+        return replace(self, teachers=tuple(teacher.widened() for teacher in self.teachers))
 
 
 @dataclass(frozen=True, slots=True)

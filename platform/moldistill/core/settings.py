@@ -1,14 +1,16 @@
 """Settings that the layers read: frozen dataclasses, one per concern, with their bounds beside them.
 
 `core.config` builds strict YAML schemas from these classes, so that a bound or a default stands in one place.
-This module imports nothing outside the standard library.
+This module imports nothing outside the standard library and `core`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from moldistill.core.layers import Layers, check_layers
 
 Role = Literal["teacher", "student"]
 Distance = Literal["mse", "smooth_l1", "l1", "cosine", "relational"]
@@ -94,6 +96,8 @@ class TrainingSettings:
 
     A checkpoint is written every checkpoint_every epochs, and within an epoch every checkpoint_seconds (elapsed);
     keep_checkpoints of them stay. min_workers: how few workers may go on when no more can be had.
+
+    folds: training rows are in so many parts (`data.splits.fold_of`), and those of part `fold` (from 0) are left out.
     """
 
     epochs: int = bounded(20, ge=1, le=100_000)
@@ -103,6 +107,8 @@ class TrainingSettings:
     atoms_per_batch: int | None = bounded(None, ge=ROOMY)
     accumulate: int = bounded(1, ge=1, le=1024)
     seed: int = bounded(0, ge=0)
+    folds: int | None = bounded(None, ge=2, le=100)
+    fold: int = bounded(0, ge=0)
     ema: float = bounded(0.99, ge=0, lt=1)
     position_noise: float = bounded(0.0, ge=0, le=1)
     evaluate_every: int = bounded(1, ge=1)
@@ -126,6 +132,8 @@ class TrainingSettings:
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} is not below folds {self.folds}: they count from 0")
 
     @property
     def awaits_budget(self) -> bool:
@@ -157,19 +165,21 @@ class TermSettings:
 class StateTermSettings(TermSettings):
     """A term between student and teacher states.
 
-    layers: `all`, `last`, or a list of the teacher's layers, counted from 1.
+    layers: of the teacher: `all`, `last`, `every K` (each K-th, the last among them), or a list that counts from 1.
+    student_layers: the student's layer for each of them; without it, the one at the same relative depth.
+    head: the map from student to teacher states, `linear` or `mlp` (one hidden layer of the student's width).
     """
 
-    layers: str | tuple[int, ...] = "all"
+    layers: Layers = "all"
+    student_layers: tuple[int, ...] | None = None
+    head: Literal["linear", "mlp"] = "linear"
     distance: Distance = "smooth_l1"
     features: FeatureScheme = "standardize"
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, str):
-            if self.layers not in ("all", "last"):
-                raise ValueError(f"layers is '{self.layers}'; expected all, last, or a list such as [2, 4, 6]")
-        elif not self.layers or any(layer < 1 for layer in self.layers) or len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layers {list(self.layers)}: expected different whole numbers from 1")
+        check_layers(self.layers)
+        if self.student_layers is not None and (not self.student_layers or min(self.student_layers) < 1):
+            raise ValueError(f"student_layers {list(self.student_layers)}: expected whole numbers from 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +205,17 @@ class PairTermSettings(TermSettings):
 
 @dataclass(frozen=True, slots=True)
 class DistillSettings:
-    """Weights of the distillation terms beside the label's, which has weight 1."""
+    """Weights of the distillation terms beside the label's, which has weight 1.
+
+    teachers: with several targets, each step learns from all of them (`averaged`: soft labels, and terms of states), or
+    from one that is drawn (`sampled`).
+    """
 
     prediction: TermSettings = field(default_factory=TermSettings)
     graph: StateTermSettings = field(default_factory=StateTermSettings)
     atom: AtomTermSettings = field(default_factory=AtomTermSettings)
     pair: PairTermSettings = field(default_factory=PairTermSettings)
+    teachers: Literal["averaged", "sampled"] = "averaged"
 
     def __post_init__(self) -> None:
         matched = self.atom.weight > 0 and self.atom.normalization == "gradient_matched"
@@ -215,16 +230,21 @@ class DistillSettings:
         return self.prediction.weight > 0 or self.graph.weight > 0 or self.atom.weight > 0
 
 
+def folders_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Folders that a key names: none, one, or a list."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """One training run. `targets` is the folder that `cache` wrote, for a distilled student."""
+    """One training run. `targets` is the folder that `cache` wrote, for a distilled student, or a list of them."""
 
     role: Role = "student"
     model: ModelSettings = field(default_factory=ModelSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
-    targets: str | None = None
+    targets: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.role == "teacher" and (self.distill.needs_teacher or self.distill.pair.weight > 0):
@@ -232,6 +252,11 @@ class RunSettings:
         if self.role == "teacher" and self.targets is not None:
             raise ValueError("a teacher reads no targets: remove the key, or set role: student")
         self._check_geometry()
+
+    @property
+    def target_folders(self) -> tuple[str, ...]:
+        """Folders of the targets, none to many."""
+        return folders_of(self.targets)
 
     def _check_geometry(self) -> None:
         model = self.model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
@@ -20,6 +21,7 @@ from moldistill.data.kernels import gather, gather_rows, row_sizes
 from moldistill.data.plan import BatchPlan, batch_plan
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
+from moldistill.data.teachers import TeacherSet
 
 GROUP = 8
 """Batches that the thread makes in one compiled call and hands over at once: each hand-over waits for Python's lock."""
@@ -59,22 +61,30 @@ class _Loan:
 
 
 def collate(
-    store: Store, rows: Int[np.ndarray, " batch"], targets: TargetStore | None = None, hydrogens: bool = False
+    store: Store,
+    rows: Int[np.ndarray, " batch"],
+    targets: TargetStore | TeacherSet | None = None,
+    hydrogens: bool = False,
 ) -> Batch:
     """Padded tensors of store rows, in their order. The rows must have a graph (`store.usable`).
 
     The atom axis is as long as the largest molecule, at least 1: a batch of no molecules is valid.
     """
-    return next(_collated(store, [rows], targets, hydrogens))
+    return next(_collated(store, [rows], _Wanted(TeacherSet.of(targets), hydrogens)))
 
 
-def _collated(
-    store: Store,
-    shards: Sequence[NDArray[np.int64]],
-    targets: TargetStore | None,
-    hydrogens: bool = False,
-    pin: bool = False,
-) -> Iterator[Batch]:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What batches hold beside the molecules, and the place (epoch, first batch) that teachers ask for."""
+
+    teachers: TeacherSet | None = None
+    hydrogens: bool = False
+    pin: bool = False
+    epoch: int = 0
+    first: int = 0
+
+
+def _collated(store: Store, shards: Sequence[NDArray[np.int64]], wanted: _Wanted) -> Iterator[Batch]:
     """One batch per shard; all are filled before the first is given out."""
     rows = np.concatenate(shards).astype(np.int64, copy=False)
     assert not len(rows) or (rows.min() >= 0 and rows.max() < len(store)), "rows outside the store"
@@ -86,8 +96,10 @@ def _collated(
     gather_rows(rows, bounds, *columns, size, target, known, atoms)
     assert not len(rows) or size.min() > 0, "rows without a graph cannot be collated"
     filled = _Filled(store, rows, bounds, atoms, known)
-    more = _filled_hydrogens(store, rows, bounds, known) if hydrogens else None
-    for begin, end, width in zip(bounds[:-1].tolist(), bounds[1:].tolist(), atoms.tolist(), strict=True):
+    more = _filled_hydrogens(store, rows, bounds, known) if wanted.hydrogens else None
+    teachers, pin = wanted.teachers, wanted.pin
+    spans = zip(bounds[:-1].tolist(), bounds[1:].tolist(), atoms.tolist(), strict=True)
+    for number, (begin, end, width) in enumerate(spans, wanted.first):
         shard = rows[begin:end]
         features, positions, paths, codes = filled.take(end - begin, width)
         molecules = Molecules(torch.from_numpy(shard), torch.from_numpy(size[begin:end]), features, paths, codes)
@@ -96,7 +108,7 @@ def _collated(
             torch.from_numpy(target[begin:end]),
             positions,
             torch.from_numpy(known[begin:end]),
-            targets.gather(shard, width, widen=not pin) if targets is not None else None,
+            () if teachers is None else teachers.gather(shard, width, epoch=wanted.epoch, batch=number, widen=not pin),
             more.take(end - begin) if more is not None else None,
         )
         yield batch.pin_memory() if pin else batch
@@ -169,7 +181,7 @@ def epoch_batches(
     shuffle: bool = False,
     rank: int = 0,
     world_size: int = 1,
-    targets: TargetStore | None = None,
+    targets: TargetStore | TeacherSet | None = None,
     start: int = 0,
     hydrogens: bool = False,
     pin: bool = False,
@@ -186,8 +198,11 @@ def epoch_batches(
     sizes = row_sizes(np.ascontiguousarray(rows), store.atom_offsets)
     plan = batch_plan(sizes, batch_size, atoms_per_batch=atoms_per_batch, seed=seed, epoch=epoch, shuffle=shuffle)
 
+    teachers = TeacherSet.of(targets)
+
     def make(group: range) -> Iterator[Batch]:
-        return _collated(store, [rows[plan[batch][rank::world_size]] for batch in group], targets, hydrogens, pin)
+        wanted = _Wanted(teachers, hydrogens, pin, epoch, group.start)
+        return _collated(store, [rows[plan[batch][rank::world_size]] for batch in group], wanted)
 
     return _prefetch(make, _groups(plan, sizes, start, world_size))
 

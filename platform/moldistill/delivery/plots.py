@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -206,6 +206,38 @@ def error_by_size(
         return Figure(title, caption, _svg(canvas, "sizes", title, caption))
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A line of a forest plot: percent of the baseline, with its interval where it has one."""
+
+    label: str
+    series: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+def forest(differences: Sequence[Difference], baseline: str) -> Figure:
+    """Differences to a baseline with their intervals, series of a label close together, the first label on top."""
+    labels, series = (list(dict.fromkeys(getattr(one, key) for one in differences)) for key in ("label", "series"))
+    with rc_context(_STYLE):
+        canvas, axes = _axes(f"MAE against {baseline} (%)", "", height=1.1 + (0.16 + 0.16 * len(series)) * len(labels))
+        axes.axvline(0, color=MUTED, linewidth=1.2, linestyle="--")
+        for place, (name, colour) in enumerate(zip(series, (FIRST, SECOND, THIRD), strict=False)):
+            shown = [one for one in differences if one.series == name]
+            heights = [labels.index(one.label) + 0.2 * (place - (len(series) - 1) / 2) for one in shown]
+            reach = [0.0 if one.high is None else one.high - one.value for one in shown]
+            values = [one.value for one in shown]
+            axes.errorbar(values, heights, xerr=reach, fmt="o", color=colour, markersize=4, label=name)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        _legend(axes, "lower right")
+        title, caption = "Differences", "Left of the dashed line is better. Bars are 95% intervals over seeds."
+        return Figure(title, caption, _svg(canvas, "forest", title, caption))
+
+
 def _axes(x: str, y: str, *, height: float = SIZE[1]) -> tuple[Canvas, Axes]:
     canvas = Canvas(figsize=(SIZE[0], height))
     axes = canvas.subplots()
@@ -214,9 +246,10 @@ def _axes(x: str, y: str, *, height: float = SIZE[1]) -> tuple[Canvas, Axes]:
     return canvas, axes
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, loc: Literal["lower left", "lower right"] = "lower left") -> None:
     if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0, handlelength=1.6)
+        right = loc == "lower right"
+        axes.legend(loc=loc, bbox_to_anchor=(right, 1.0), ncols=3, borderaxespad=0, handlelength=1.6)
 
 
 def _robust_top(axes: Axes, values: Sequence[float]) -> int:

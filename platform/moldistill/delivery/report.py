@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,15 +60,21 @@ def report(source: Path | ReportInputs, out: Path) -> Path:
         raise InputError(f"{out} is a folder", expected="the name of an HTML file", remedy="name a file with --out")
     data = gather(source if isinstance(source, ReportInputs) else as_inputs(source))
     sections = [section for section in _sections(data) if section is not None]
-    text = _template().render(
-        title=_title(data),
-        sentence=Markup(_sentence(data)),
-        tiles=_tiles(data),
-        sections=sections,
-        markup=Markup,
-    )
-    write_text(out, text)
+    write_text(out, page(_title(data), _sentence(data), _tiles(data), sections))
     return out
+
+
+def page(
+    title: str,
+    sentence: str,
+    tiles: Sequence[Tile],
+    sections: Sequence[Section],
+    intervals: str = "bootstrap 95% intervals over molecules",
+) -> str:
+    """The HTML of a page; `sentence` is HTML of numbers and fixed words, `intervals` what those on the page are."""
+    return _template().render(
+        title=title, sentence=Markup(sentence), tiles=tiles, sections=sections, intervals=intervals, markup=Markup
+    )
 
 
 @cache

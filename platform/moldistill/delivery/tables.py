@@ -209,7 +209,9 @@ def run_text(run: RunView) -> str:
     elif "batch_size" in training:
         parts.append(f"batch size {training['batch_size']}")
     terms = run.settings.get("distill") or {}
-    active = [f"{name} {term['weight']:.3g}" for name, term in terms.items() if (term or {}).get("weight")]
+    active = [
+        f"{name} {term['weight']:.3g}" for name, term in terms.items() if isinstance(term, dict) and term.get("weight")
+    ]
     return ", ".join(parts) + (f"; distilled with {', '.join(active)}" if active else "")
 
 

@@ -121,6 +121,11 @@ class GradientMatcher(nn.Module):
         state.copy_(torch.where(present, mixed, state))
 
     def forward(self, size: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
-        """c(N) from what was observed so far; 0 for a size whose gradient vanished."""
-        local = self.local[self.classes(size)]
+        """c(N) from what was observed so far.
+
+        A size that was not seen yet is taken to have the mean gradient per atom of those that were; 0 where none moves.
+        """
+        seen, atoms = self.local > 0, torch.arange(self.CLASSES, device=size.device)
+        per_atom = torch.where(seen, self.local / atoms.clamp(min=1), 0.0).sum() / seen.sum().clamp(min=1)
+        local = torch.where(seen, self.local, per_atom * atoms)[self.classes(size)]
         return torch.where(local > 0, self.share * self.overall / local.clamp(min=1e-12), 0.0)

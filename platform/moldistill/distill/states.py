@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from moldistill.core.errors import InputError
+from moldistill.core.layers import Layers, named_layers
 from moldistill.core.records import TeacherTargets
 from moldistill.core.settings import AtomTermSettings, StateTermSettings
 from moldistill.core.shapes import Bool, Float, Int
@@ -17,26 +18,55 @@ from moldistill.distill.normalization import GradientMatcher, normalize_states, 
 from moldistill.models.fused import Linear
 
 
-def chosen_layers(layers: str | tuple[int, ...], kept: tuple[int, ...]) -> list[int]:
-    """Places of the wanted teacher layers among the kept ones. InputError for a layer that the cache did not keep."""
-    if layers == "all":
-        return list(range(len(kept)))
+def chosen_layers(layers: Layers, summary: TargetSummary) -> list[int]:
+    """Places of the wanted teacher layers among those that were kept; of all and of every K-th, those that there are.
+
+    InputError for a layer that the cache did not keep.
+    """
+    wanted = named_layers(layers, summary.depth)
     if layers == "last":
-        return [len(kept) - 1]
-    missing = [layer for layer in layers if layer not in kept]
-    if missing:
+        wanted = summary.layers[-1:]
+    elif isinstance(layers, str):
+        wanted = tuple(layer for layer in wanted if layer in summary.layers)
+    missing = [layer for layer in wanted if layer not in summary.layers]
+    if missing or not wanted:
         raise InputError(
             "distill: these layers are not in the teacher's targets",
-            got=missing,
-            expected=f"some of {list(kept)}",
+            got=missing or layers,
+            expected=f"some of {list(summary.layers)}",
             remedy="change `layers`, or cache the teacher again with them",
         )
-    return [kept.index(int(layer)) for layer in layers]
+    return [summary.layers.index(layer) for layer in wanted]
 
 
 def partner(teacher_layer: int, teacher_depth: int, student_depth: int) -> int:
     """Student layer (counted from 1) at the same relative depth as a teacher's layer (counted from 1)."""
     return max(1, round(teacher_layer * student_depth / teacher_depth))
+
+
+def partners(settings: StateTermSettings, chosen: Sequence[int], teacher_depth: int, depth: int) -> list[int]:
+    """The student's layer for each chosen teacher layer: as the settings say, else at the same relative depth.
+
+    InputError where the settings name another number of layers, or one that the student has not.
+    """
+    named = settings.student_layers
+    if named is None:
+        return [partner(layer, teacher_depth, depth) for layer in chosen]
+    if len(named) != len(chosen) or max(named) > depth:
+        raise InputError(
+            "distill: student_layers do not fit",
+            got=list(named),
+            expected=f"{len(chosen)} layers (one for each of the teacher's {list(chosen)}), from 1 to {depth}",
+            remedy="change `student_layers`, or remove the key: layers then meet at the same relative depth",
+        )
+    return list(named)
+
+
+def projection(head: str, width: int, out: int) -> nn.Module:
+    """The learned map from student to teacher states."""
+    if head == "linear":
+        return Linear(width, out)
+    return nn.Sequential(Linear(width, width), nn.GELU(), Linear(width, out))
 
 
 class _StateTerm(nn.Module):
@@ -47,9 +77,10 @@ class _StateTerm(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.places = chosen_layers(settings.layers, summary.layers)
-        self.partners = [partner(summary.layers[place], summary.depth, depth) for place in self.places]
-        self.projections = nn.ModuleList(Linear(width, summary.width) for _ in self.places)
+        self.places = chosen_layers(settings.layers, summary)
+        chosen = [summary.layers[place] for place in self.places]
+        self.partners = partners(settings, chosen, summary.depth, depth)
+        self.projections = nn.ModuleList(projection(settings.head, width, summary.width) for _ in self.places)
         for name in ("mean", "std", "whitening"):
             self.register_buffer(name, getattr(statistics, name), persistent=False)
 

@@ -97,7 +97,7 @@ def reordered(batch: Batch, order: Tensor) -> Batch:
         old.shortest_paths[each[..., None], rows, columns],
         old.bond_codes[each[..., None], rows, columns],
     )
-    return Batch(molecules, batch.target, batch.positions[each, order], batch.has_positions, None, hydrogens)
+    return Batch(molecules, batch.target, batch.positions[each, order], batch.has_positions, (), hydrogens)
 
 
 def widened(batch: Batch, extra: int) -> Batch:
@@ -118,7 +118,7 @@ def widened(batch: Batch, extra: int) -> Batch:
         grow(old.bond_codes, (0, extra, 0, extra)),
     )
     positions = grow(batch.positions, (0, 0, 0, extra)).masked_fill(~real[..., None], float("nan"))
-    return Batch(molecules, batch.target, positions, batch.has_positions, None, hydrogens)
+    return Batch(molecules, batch.target, positions, batch.has_positions, (), hydrogens)
 
 
 def part(batch: Batch, chosen: slice) -> Batch:
@@ -139,7 +139,7 @@ def part(batch: Batch, chosen: slice) -> Batch:
         old.bond_codes[chosen, :width, :width],
     )
     positions = batch.positions[chosen, :width]
-    return Batch(molecules, batch.target[chosen], positions, batch.has_positions[chosen], None, hydrogens)
+    return Batch(molecules, batch.target[chosen], positions, batch.has_positions[chosen], (), hydrogens)
 
 
 def moved(batch: Batch, turn: Tensor, shift: Tensor) -> Batch:
@@ -148,4 +148,4 @@ def moved(batch: Batch, turn: Tensor, shift: Tensor) -> Batch:
     if hydrogens is not None:
         hydrogens = Hydrogens(hydrogens.count, hydrogens.parent, hydrogens.positions @ turn.T + shift)
     positions = batch.positions @ turn.T + shift
-    return Batch(batch.molecules, batch.target, positions, batch.has_positions, None, hydrogens)
+    return Batch(batch.molecules, batch.target, positions, batch.has_positions, (), hydrogens)

@@ -16,6 +16,7 @@ from torch_geometric.utils import scatter, softmax
 from moldistill.core.records import ModelOutput, Molecules
 from moldistill.core.settings import ModelSettings
 from moldistill.core.shapes import Bool, Float, Int, UInt8
+from moldistill.models.fused import Linear
 
 COINCIDENT = 1e-4
 """Å; atoms that are closer have no direction between them, and the distance 0."""
@@ -129,7 +130,7 @@ class GraphToken(nn.Module):
         self.token_norm = nn.LayerNorm(width)
         self.atom_norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, settings.heads)
-        self.update = nn.Sequential(nn.Linear(2 * width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.update = nn.Sequential(Linear(2 * width, hidden), nn.GELU(), Linear(hidden, width))
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(
@@ -153,7 +154,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.token, std=0.02)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        self.head = nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
     def tokens(self, batch: int) -> Float[Tensor, "batch width"]:
         """One token per molecule, before any layer."""

@@ -13,6 +13,7 @@ from moldistill.core.settings import ModelSettings
 from moldistill.core.shapes import Float
 from moldistill.core.vocabulary import BOND_CODES
 from moldistill.models.embeddings import AtomEmbedding
+from moldistill.models.fused import Linear
 from moldistill.models.pyg_graphs import Bonds, FlatAtoms, GraphToken, Predictor, without_padding
 from moldistill.models.registry import register
 
@@ -33,7 +34,7 @@ class BondEmbedding(nn.Module):
 def _gine(settings: ModelSettings) -> GINEConv:
     """x_i ← MLP((1 + ε) x_i + Σ_j ReLU(x_j + e_ij)), after arXiv 1905.12265."""
     width, hidden = settings.width, int(settings.width * settings.feedforward)
-    return GINEConv(nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)), train_eps=True)
+    return GINEConv(nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width)), train_eps=True)
 
 
 class GineLayer(nn.Module):
@@ -94,7 +95,7 @@ def _gps(settings: ModelSettings) -> GPSConv:
     )
     # GPSConv's own is always twice as wide as the layer, and takes no other size.
     layer.mlp = nn.Sequential(
-        nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+        Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), Linear(hidden, width), nn.Dropout(dropout)
     )
     return layer
 

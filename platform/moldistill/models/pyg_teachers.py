@@ -29,6 +29,7 @@ from moldistill.core.settings import ModelSettings
 from moldistill.core.shapes import Float, Int
 from moldistill.core.vocabulary import ATOM_SIZES
 from moldistill.models.embeddings import AtomEmbedding
+from moldistill.models.fused import quickened
 from moldistill.models.pyg_graphs import FlatAtoms, GraphToken, Pairs, Predictor, without_padding
 from moldistill.models.registry import register
 
@@ -130,11 +131,11 @@ class PairNoise(nn.Module):
         return cast(Tensor, scatter(shifts, target, dim_size=len(nodes), reduce="sum"))
 
 
-def _interaction(width: int, kernels: int) -> InteractionBlock:
+def _interaction(width: int, kernels: int) -> nn.Module:
     """A block of SchNet with each weight under one name: safetensors stores no tensor twice."""
     block = InteractionBlock(width, kernels, width, CUTOFF)
     del block.mlp  # also block.conv.nn, by which name alone it is called
-    return block
+    return quickened(block)
 
 
 @register("teacher", "schnet")

@@ -54,6 +54,8 @@ def unread(name: str, settings: RunSettings) -> str | None:
 
 
 def _unread_term(name: str, settings: RunSettings) -> str | None:
+    if name == "distill.teachers":
+        return None if len(settings.target_folders) > 1 else "there is one teacher"
     _, term_name, key = name.split(".")
     term = getattr(settings.distill, term_name)
     if key == "weight":

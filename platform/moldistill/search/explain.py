@@ -63,7 +63,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(source: Source, overrides: Sequence[str] = (), *, targets: str | None = None) -> Explanation:
+def explain(source: Source, overrides: Sequence[str] = (), *, targets: str | Sequence[str] = ()) -> Explanation:
     """Read, compile and check a space, and say what its search would do on this machine or the cluster it is in.
 
     InputError for whatever `search` would refuse, dead parameters included.

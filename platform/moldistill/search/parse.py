@@ -14,29 +14,53 @@ from moldistill.core.settings import RunSettings
 from moldistill.core.yaml_file import parse_yaml
 from moldistill.search.domains import parse_parameters
 from moldistill.search.leafcheck import check_value, find_leaf
-from moldistill.search.space import METRICS, ObjectiveSettings, Space, SpaceSettings, walk
+from moldistill.search.space import METRICS, ObjectiveSettings, Space, SpaceSettings, absolute, walk
 
 Source = str | Path | Mapping[str, Any]
 
 
 def space_names() -> list[str]:
     """Names of the search spaces that come with the package."""
-    folder = resources.files("moldistill") / "search_spaces"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped_names("search_spaces")
 
 
-def load_space(source: Source, overrides: Sequence[str] = (), *, targets: str | None = None) -> Space:
+def shipped_names(folder: str) -> list[str]:
+    """Names of the YAML files in a folder of the package."""
+    entries = (resources.files("moldistill") / folder).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def shipped_file(source: str | Path, folder: str, what: str) -> Path:
+    """The YAML file called `source`: one of that folder of the package, by its name, or a file; `what` it holds.
+
+    InputError where there is neither.
+    """
+    names = shipped_names(folder)
+    if str(source) in names:
+        return Path(str(resources.files("moldistill") / folder / f"{source}.yaml"))
+    path = Path(source)
+    if not path.exists():
+        near = nearest(str(source), names)
+        raise InputError(
+            f"'{source}' is neither {what} of the package nor a file",
+            expected="a YAML file, or one of " + ", ".join(names),
+            remedy=f"did you mean '{near}'?" if near else "check the path",
+        )
+    return path
+
+
+def load_space(source: Source, overrides: Sequence[str] = (), *, targets: str | Sequence[str] = ()) -> Space:
     """A space from the name of a shipped one, a YAML file, or a mapping.
 
     A mapping may name another space under `space` and replace keys of it. overrides: `key=value` with a key of the
     space (`budget.trials=4`, `fixed.training.epochs=3`) or of the run's settings (`training.epochs=3`, which fixes it).
-    targets: the teacher's outputs for distilled students. InputError for anything that is wrong.
+    targets: folders of teachers' outputs for distilled students. InputError for anything that is wrong.
     """
     raw, where, folder = _read(source)
     raw = _overridden(raw, overrides)
     settings = build(SpaceSettings, raw, where)
-    base = _base(settings.base, folder)
-    fixed = _fixed(settings.fixed, where) | ({"targets": str(Path(targets).absolute())} if targets else {})
+    base = run_base(settings.base, folder)
+    fixed = _fixed(settings.fixed, where) | ({"targets": absolute(targets)} if targets else {})
     objective = _objective(settings.objective, base["role"], where)
     parameters = parse_parameters(settings.parameters, f"{where}: parameters")
     both = [item.name for item in walk(parameters) if item.name in fixed]
@@ -77,17 +101,7 @@ def _read(source: Source) -> tuple[dict[str, Any], str, Path]:
             both = isinstance(old, Mapping) and isinstance(value, Mapping)
             raw[key] = {**old, **value} if both else value  # type: ignore[dict-item]  # mypy forgets `both`
         return raw, where, folder
-    if str(source) in space_names():
-        path = Path(str(resources.files("moldistill") / "search_spaces" / f"{source}.yaml"))
-    else:
-        path = Path(source)
-        if not path.exists():
-            near = nearest(str(source), space_names())
-            raise InputError(
-                f"'{source}' is neither a search space of the package nor a file",
-                expected="a YAML file, or one of " + ", ".join(space_names()),
-                remedy=f"did you mean '{near}'?" if near else "check the path",
-            )
+    path = shipped_file(source, "search_spaces", "a search space")
     return read_yaml(path), str(path), path.parent
 
 
@@ -114,7 +128,8 @@ def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     return raw
 
 
-def _base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def run_base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The whole settings of a run as a mapping: of a preset, a YAML file (beside `folder`, or by path) or a mapping."""
     source = base
     if isinstance(base, str) and (folder / base).is_file():
         source = str(folder / base)

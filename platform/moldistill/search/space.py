@@ -5,13 +5,13 @@ A space is read by `search.parse`, checked by `search.checks`, compiled by `sear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from moldistill.core.config import build, merge
-from moldistill.core.settings import RunSettings, bounded
+from moldistill.core.settings import RunSettings, bounded, folders_of
 
 Direction = Literal["minimize", "maximize"]
 
@@ -152,14 +152,25 @@ class Space:
         fixed = self.fixed.get("training.epochs", self.base["training"]["epochs"])
         return int(max(searched, default=fixed))
 
+    @property
+    def target_folders(self) -> tuple[str, ...]:
+        """Folders of the teachers' targets that trials read."""
+        return folders_of(self.fixed.get("targets") or self.base.get("targets"))
+
     def settings(self, values: Mapping[str, Any]) -> RunSettings:
         """Settings of the trial with these values, by dotted key. InputError where they contradict each other."""
         mapping = merge(merge(self.base, nested(self.fixed)), nested(values))
         if "training.cpus_per_worker" not in self.fixed:
             mapping["training"]["cpus_per_worker"] = max(1, int(self.resources.cpus))
-        if mapping["targets"] is not None:
-            mapping["targets"] = str(Path(mapping["targets"]).absolute())  # Tune changes the working folder
+        if folders := self.target_folders:
+            mapping["targets"] = absolute(folders)  # Tune changes the working folder
         return build(RunSettings, mapping, self.where)
+
+
+def absolute(folders: str | Sequence[str]) -> str | list[str]:
+    """The value of `targets` for one folder or several, by absolute paths."""
+    paths = [str(Path(folder).absolute()) for folder in folders_of(folders)]
+    return paths[0] if len(paths) == 1 else paths
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from moldistill.core.cluster import cluster, ordered_map
 from moldistill.core.config import dump_yaml, read_yaml
 from moldistill.core.errors import InputError, RunError
 from moldistill.core.progress import log, progress
+from moldistill.data.teachers import check_store, joint_identity
 from moldistill.search.checks import check_space
 from moldistill.search.explain import cluster_capacity, concurrency
 from moldistill.search.parse import Source, load_space
@@ -46,7 +47,7 @@ def search(
     out: Path,
     *,
     overrides: Sequence[str] = (),
-    targets: str | None = None,
+    targets: str | Sequence[str] = (),
     resume: bool = False,
     dry_run: bool = False,
     runner: Runner = run_trial,
@@ -96,17 +97,13 @@ def _check_inputs(space: Space, store: Path) -> dict[str, str]:
             expected="the folder that `moldistill cache` wrote",
             remedy="add targets=DIR",
         )
-    folder = space.fixed.get("targets") or space.base.get("targets")
-    if folder:
+    identities = []
+    for folder in space.target_folders:
         manifest = read_manifest(Path(folder).absolute(), "targets")
-        if manifest.inputs.get("store", inputs["store"]) != inputs["store"]:
-            raise InputError(
-                f"{folder} holds targets of another store",
-                got=manifest.inputs["store"],
-                expected=inputs["store"],
-                remedy="run `moldistill cache` on this store, or name the other one",
-            )
-        inputs["targets"] = manifest.identity
+        check_store(folder, manifest, inputs["store"])
+        identities.append(manifest.identity)
+    if identities:
+        inputs["targets"] = joint_identity(identities)
     return inputs
 
 

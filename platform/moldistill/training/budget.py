@@ -91,20 +91,20 @@ def measure(trainer: Trainer) -> Cost:
     def after_step() -> None:
         nonlocal start
         if trainer.step == WARM_STEPS:
-            _wait(trainer.device)
+            wait(trainer.device)
             start = now()
 
     while trainer.step < trainer.total_steps:
         trainer.run_epoch(after_step)
         trainer.epoch += 1
-    _wait(trainer.device)
+    wait(trainer.device)
     step = (now() - start) / TIMED_STEPS
-    costs = torch.tensor([step, _evaluation(trainer)], dtype=torch.float64, device=trainer.device)
+    costs = torch.tensor([step, evaluation_cost(trainer)], dtype=torch.float64, device=trainer.device)
     step, evaluation = trainer.collective.sum(costs if trainer.collective.leads else costs * 0).tolist()
     return Cost(step, evaluation)
 
 
-def _evaluation(trainer: Trainer) -> float:
+def evaluation_cost(trainer: Trainer) -> float:
     """Seconds that evaluating takes, from a sample of its rows."""
     role, store = trainer.settings.role, trainer.store
     rows = np.concatenate([scored(store, split, role) for split in MEASURED[role].values()])
@@ -121,6 +121,7 @@ def _evaluation(trainer: Trainer) -> float:
     return (now() - start) * len(rows) / len(sample) / trainer.collective.world_size
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a GPU has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

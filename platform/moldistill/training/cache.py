@@ -3,163 +3,247 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from moldistill.core.artifacts import Manifest, new_folder, write_manifest
+from moldistill.core.artifacts import MANIFEST, Manifest, check_out, new_folder, write_manifest
 from moldistill.core.errors import InputError, RunError
-from moldistill.core.progress import Bar, log, progress
-from moldistill.core.records import ModelOutput, TargetScale
-from moldistill.data.batches import epoch_batches
+from moldistill.core.layers import Layers, check_layers, named_layers
+from moldistill.core.locking import exclusive
+from moldistill.core.progress import log, progress
+from moldistill.core.seeds import generator
+from moldistill.core.settings import bounded
 from moldistill.data.store import Store
-from moldistill.data.targets import COLUMNS, STATISTICS
-from moldistill.training.evaluate import CPU, forward, readable, wants_hydrogens
+from moldistill.data.targets import COLUMNS, STATISTICS, TARGETS_SCHEMA, read_targets_manifest
+from moldistill.training.account import account_of, tell
+from moldistill.training.asking import Asking, Teacher
+from moldistill.training.coding import fit_codings
+from moldistill.training.evaluate import CPU, readable
+from moldistill.training.target_pass import TargetPass, sampled_states
 
-HALF_MAX = float(np.finfo(np.float16).max)
-
-
-@dataclass(slots=True)
-class _Moments:
-    """Sums for mean and covariance per layer, in double precision."""
-
-    count: int
-    total: Tensor
-    squares: Tensor
-
-    @classmethod
-    def empty(cls, layers: int, width: int) -> _Moments:
-        double = torch.float64
-        return cls(0, torch.zeros(layers, width, dtype=double), torch.zeros(layers, width, width, dtype=double))
-
-    def add(self, states: Tensor) -> None:
-        """Take in states [layers, items, width]."""
-        states = states.double()
-        self.count += states.shape[1]
-        self.total += states.sum(1)
-        self.squares += states.mT @ states
-
-    def statistics(self) -> dict[str, NDArray[np.float32]]:
-        """Mean, standard deviation and ZCA whitening; directions without variance are not blown up."""
-        mean = self.total / self.count
-        covariance = self.squares / self.count - mean[:, :, None] * mean[:, None]
-        std = covariance.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-        std = std.clamp(min=1e-3 * float(std.max().clamp(min=1e-6)))
-        values, vectors = torch.linalg.eigh(covariance)
-        values = values.clamp(min=1e-3 * values.amax(-1, keepdim=True).clamp(min=1e-12))
-        whitening = vectors @ (values.rsqrt()[:, :, None] * vectors.mT)
-        return {name: part.float().numpy() for name, part in (("mean", mean), ("std", std), ("whitening", whitening))}
+SAMPLE = 4096
+"""Molecules that channels and scales are fitted on."""
 
 
-def target_bytes(store: Store, rows: NDArray[np.int64], layers: int, width: int) -> int:
-    """Bytes that the targets of these rows take on disk."""
-    return int((store.size(rows).sum() + len(rows)) * layers * width * 2 + len(rows) * 20)
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """What is kept of a teacher's states.
+
+    layers: `all`, `last`, `every K` (each K-th, the last among them), or a list of layers, counted from 1.
+    channels: principal components that are kept of each state; None keeps its channels as they are.
+    bits: 16 (floats), or 8 (whole numbers with a scale per layer and channel).
+    views: how often each molecule is shown to the teacher, each time with other Gaussian noise on its positions, of
+    standard deviation `noise` (Å) and by `seed`, which also draws the sample that channels and scales are fitted on.
+    """
+
+    layers: Layers = "all"
+    channels: int | None = bounded(None, ge=1)
+    bits: Literal[8, 16] = 16
+    views: int = bounded(1, ge=1, le=64)
+    noise: float = bounded(0.0, ge=0, le=1)
+    seed: int = bounded(0, ge=0)
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers)
+        if self.views > 1 and self.noise == 0:
+            raise ValueError(f"{self.views} views differ by noise alone: give noise a value, such as 0.05")
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A targets folder: whether it was made just now, its bytes on disk, and the facts of its manifest."""
+
+    path: Path
+    made: bool
+    bytes: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All that decides what is written. layers: kept ones. depth, width: of the teacher's states."""
+
+    store: Store
+    rows: NDArray[np.int64]
+    settings: CacheSettings
+    teacher: Teacher
+    soft_labels: tuple[Teacher, ...]
+    layers: tuple[int, ...]
+    depth: int
+    width: int
+
+    @property
+    def channels(self) -> int:
+        """Channels that are kept."""
+        return self.settings.channels or self.width
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Identities of what it is made from."""
+        others = {f"soft_labels/{fold}": teacher.identity for fold, teacher in enumerate(self.soft_labels)}
+        return {"teacher": self.teacher.identity, "store": self.store.identity} | others
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Settings by which it is made."""
+        names = ("channels", "bits", "views", "noise", "seed")
+        return {"layers": list(self.layers)} | {name: getattr(self.settings, name) for name in names}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the columns on disk."""
+        views, entries = self.settings.views, len(self.rows) * self.settings.views
+        states = (int(self.store.size(self.rows).sum()) + len(self.rows)) * views * len(self.layers) * self.channels
+        return states * self.settings.bits // 8 + entries * 12 + len(self.rows) * 8
 
 
 def cache_targets(
-    model: nn.Module,
+    teacher: Teacher,
     store: Store,
     out: Path,
     *,
-    scale: TargetScale,
-    teacher_identity: str,
-    layers: tuple[int, ...] | None = None,
+    settings: CacheSettings | None = None,
+    soft_labels: Sequence[Teacher] = (),
     device: torch.device = CPU,
-) -> Manifest:
+) -> Cached:
     """Write the targets folder `out`: the teacher's prediction and states for each training row with positions.
 
-    `layers` (counted from 1) chooses which layers are kept; None keeps all. Rows of valid-3d get no targets: students
-    train on none of them. Raises RunError where the disk cannot hold the targets.
+    soft_labels: teachers whose k-th did not train on part k (`splits.fold_of`) of as many parts: each row's prediction
+    is that of the one that did not see it. Rows of valid-3d get no targets: students train on none of them. Rows of
+    which a teacher says NaN, or what 16 bits do not hold, are left out.
+    A folder that already holds just these targets is left as it is. Raises InputError where it holds others, RunError
+    where the disk cannot hold them or too many rows would be left out.
     """
+    out = out.expanduser().absolute()
+    plan = _plan(teacher, store, settings or CacheSettings(), tuple(soft_labels), device)
+    if (finished := _finished(out, plan)) is not None:
+        return finished
+    check_out(out)
+    with exclusive(out.parent / f".{out.name}.caching", f"{out} is being written already"):
+        if (finished := _finished(out, plan)) is not None:  # by another process, just now
+            return finished
+        for remains in out.parent.glob(f".{out.name}.????????.partial"):  # of a pass that was killed
+            shutil.rmtree(remains, ignore_errors=True)
+        _check_disk(out, plan)
+        with new_folder(out) as folder:
+            manifest = _write(folder, plan, device)
+    return Cached(out, True, _size(manifest), manifest.facts)
+
+
+def _plan(
+    teacher: Teacher, store: Store, settings: CacheSettings, soft_labels: tuple[Teacher, ...], device: torch.device
+) -> _Plan:
     rows = readable(store, store.rows("train"), "teacher")
     if not len(rows):
         raise InputError(f"{store.path} has no training rows with positions", remedy="prepare a root that has an SDF")
-    probe = _run(model, store, rows[:1], device)
+    _, (probe,) = next(Asking(store, device, 0.0, 0).answers(teacher, rows[:1], 1))
     depth, width = len(probe.graph_states), probe.graph_states[0].shape[-1]
-    kept = tuple(layers) if layers is not None else tuple(range(1, depth + 1))
-    if not kept or any(not 1 <= layer <= depth for layer in kept):
-        raise InputError("layers to keep", got=list(kept), expected=f"whole numbers from 1 to {depth}")
-    _check_disk(out, target_bytes(store, rows, len(kept), width))
-    with new_folder(out) as folder, progress("teacher's targets", len(rows)) as bar:
-        writer = _Writer(folder, store, rows, kept, width)
-        writer.fill(model, scale, device, bar)
-        facts = {"layers": kept, "depth": depth, "width": width, "rows": len(rows)}
-        files = [f"{name}.npy" for name in COLUMNS] + [STATISTICS]
-        inputs = {"teacher": teacher_identity, "store": store.identity}
-        return write_manifest(folder, "targets", files=files, inputs=inputs, facts=facts)
+    layers = tuple(sorted(named_layers(settings.layers, depth)))
+    if any(not 1 <= layer <= depth for layer in layers):
+        raise InputError(
+            "layers to keep", got=list(layers), expected=f"whole numbers from 1 to {depth}", remedy="change --layers"
+        )
+    if settings.channels is not None and settings.channels > width:
+        raise InputError(
+            "channels to keep",
+            got=settings.channels,
+            expected=f"at most {width}, the teacher's width",
+            remedy="change --channels",
+        )
+    return _Plan(store, rows, settings, teacher, soft_labels, layers, depth, width)
 
 
-def _check_disk(out: Path, needed: int) -> None:
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    log(f"teacher's targets take {needed / 2**20:,.1f} MiB ({free / 2**30:,.1f} GiB are free)")
-    if needed > free * 0.95:
+def _finished(out: Path, plan: _Plan) -> Cached | None:
+    """The targets that stand in `out`, None where nothing is finished there; InputError where they are others."""
+    if not (out / MANIFEST).is_file():
+        return None
+    manifest = read_targets_manifest(out)
+    before, after = (
+        {
+            "teacher": inputs["teacher"],
+            "store": inputs["store"],
+            "soft labels": [value for name, value in inputs.items() if name.startswith("soft_labels/")],
+        }
+        | options
+        for inputs, options in ((manifest.inputs, manifest.facts["options"]), (plan.inputs, plan.options))
+    )
+    other = [name for name in after if before.get(name) != after[name]]
+    if other:
+        raise InputError(
+            f"{out} holds other targets: they differ in {', '.join(other)}",
+            got="; ".join(f"{name} {before.get(name)}" for name in other),
+            expected="; ".join(f"{name} {after[name]}" for name in other),
+            remedy="name another folder with --out, or remove this one",
+        )
+    log(f"{out} holds these targets already: {manifest.facts['rows']:,} molecules, {_mib(_size(manifest))}")
+    return Cached(out, False, _size(manifest), manifest.facts)
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files.values())
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _check_disk(out: Path, plan: _Plan) -> None:
+    free = shutil.disk_usage(out.parent).free
+    kept = plan.settings
+    log(
+        f"teacher's targets take {_mib(plan.bytes)} ({free / 2**30:,.1f} GiB are free): {len(plan.rows):,} molecules; "
+        f"views {kept.views}, layers {len(plan.layers)}, channels {plan.channels}, bits {kept.bits}"
+    )
+    if plan.bytes > free * 0.95:
         raise RunError(
             f"the targets do not fit on the disk of {out}",
             got=f"{free / 2**30:,.1f} GiB free",
-            expected=f"{needed / 2**30:,.1f} GiB",
-            remedy="keep fewer layers with --layers, or name another disk with --out",
+            expected=f"{plan.bytes / 2**30:,.1f} GiB",
+            remedy="keep fewer layers (--layers), channels (--channels), bits (--bits 8) or views (--views), or name "
+            "another disk with --out",
         )
 
 
-@torch.no_grad()
-def _run(model: nn.Module, store: Store, rows: NDArray[np.int64], device: torch.device) -> ModelOutput:
-    batch = next(iter(epoch_batches(store, rows, batch_size=len(rows), hydrogens=wants_hydrogens(model))))
-    return forward(model.eval(), "teacher", batch.to(device))
-
-
-class _Writer:
-    """Columns of a targets folder, filled batch by batch in whatever order the batches come."""
-
-    def __init__(self, folder: Path, store: Store, rows: NDArray[np.int64], kept: tuple[int, ...], width: int) -> None:
-        self.folder, self.store, self.rows, self.kept = folder, store, rows, kept
-        self.offsets = np.concatenate([[0], np.cumsum(store.size(rows))]).astype(np.int64)
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "prediction": ((len(rows),), np.float32),
-            "graph_states": ((len(rows), len(kept), width), np.float16),
-            "atom_states": ((int(self.offsets[-1]), len(kept), width), np.float16),
-        }
-        self.columns = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-            for name, (shape, dtype) in shapes.items()
-        }
-        np.save(folder / "rows.npy", rows)
-        np.save(folder / "atom_offsets.npy", self.offsets)
-        self.moments = {kind: _Moments.empty(len(kept), width) for kind in ("graph", "atom")}
-
-    @torch.no_grad()
-    def fill(self, model: nn.Module, scale: TargetScale, device: torch.device, bar: Bar) -> None:
-        """Run the teacher over all rows and write what it says."""
-        model.eval()
-        pin, hydrogens = device.type == "cuda", wants_hydrogens(model)
-        for batch in epoch_batches(self.store, self.rows, batch_size=256, hydrogens=hydrogens, pin=pin):
-            output = forward(model, "teacher", batch.to(device, non_blocking=True))
-            places = np.searchsorted(self.rows, batch.molecules.rows.numpy())
-            self._take(output, places, batch.molecules.real, scale)
-            bar.advance(len(places))
-        for column in self.columns.values():
-            column.flush()
-        statistics = {
-            f"{kind}_{name}": value
-            for kind, moments in self.moments.items()
-            for name, value in moments.statistics().items()
-        }
-        np.savez(self.folder / STATISTICS, **statistics)  # type: ignore[arg-type]  # names are chosen above
-
-    def _take(self, output: ModelOutput, places: NDArray[np.int64], real: Tensor, scale: TargetScale) -> None:
-        graph = torch.stack([output.graph_states[layer - 1] for layer in self.kept]).float().cpu()
-        atoms = torch.stack([output.atom_states[layer - 1] for layer in self.kept]).float().cpu()[:, real]
-        largest = max(float(graph.abs().max()), float(atoms.abs().max()))
-        if not largest < HALF_MAX:
-            raise RunError("the teacher's states do not fit 16-bit floats", got=largest, expected=f"below {HALF_MAX:g}")
-        self.moments["graph"].add(graph)
-        self.moments["atom"].add(atoms)
-        self.columns["prediction"][places] = output.prediction.cpu().double() * scale.std + scale.mean
-        self.columns["graph_states"][places] = graph.permute(1, 0, 2).half().numpy()
-        spans = [np.arange(self.offsets[place], self.offsets[place + 1]) for place in places]
-        self.columns["atom_states"][np.concatenate(spans)] = atoms.permute(1, 0, 2).half().numpy()
+def _write(folder: Path, plan: _Plan, device: torch.device) -> Manifest:
+    settings, layers = plan.settings, plan.layers
+    asking = Asking(plan.store, device, settings.noise, settings.seed)
+    random = generator(settings.seed, "sample of states")
+    some = np.sort(random.choice(plan.rows, min(SAMPLE, len(plan.rows)), replace=False))
+    samplings = (settings.channels is not None) + (settings.bits == 8)
+    passes = 1 + bool(plan.soft_labels)
+    with progress("teacher's targets", len(some) * samplings + len(plan.rows) * passes) as bar:
+        codings = fit_codings(
+            lambda: sampled_states(asking, plan.teacher, some, layers, bar),
+            layers=len(layers),
+            width=plan.width,
+            channels=settings.channels,
+            bits=settings.bits,
+        )
+        shape, views = (plan.width, plan.channels), settings.views
+        work = TargetPass(
+            folder, asking, plan.teacher, plan.rows, layers=layers, codings=codings, shape=shape, views=views
+        )
+        if plan.soft_labels:
+            work.soft_labels(plan.soft_labels, bar)
+        work.states(bar)
+    work.finish()
+    facts = {
+        "targets_schema": TARGETS_SCHEMA,
+        "rows": len(work.rows),
+        "layers": layers,
+        "depth": plan.depth,
+        "width": plan.channels,
+        "teacher_width": plan.width,
+        "views": views,
+        "bits": settings.bits,
+        "options": plan.options,
+    } | account_of(work, plan.store.target[work.rows], len(plan.soft_labels))
+    tell(facts)
+    files = [f"{name}.npy" for name in COLUMNS] + [STATISTICS]
+    return write_manifest(folder, "targets", files=files, inputs=plan.inputs, facts=facts)

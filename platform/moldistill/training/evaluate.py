@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from moldistill.core.errors import InputError
 from moldistill.core.records import Batch, ModelOutput, TargetScale
-from moldistill.core.settings import Role
+from moldistill.core.settings import Role, RunSettings
 from moldistill.data.batches import epoch_batches
 from moldistill.data.predictions import Predictions
+from moldistill.data.splits import fold_of
 from moldistill.data.store import Store
+from moldistill.data.teachers import TeacherSet
 from moldistill.training.collective import ALONE, Collective
 
 CPU = torch.device("cpu")
@@ -57,6 +60,26 @@ def _labelled(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def scored(store: Store, split: str, role: Role) -> NDArray[np.int64]:
     """Rows of a split that count in the error of a model of this role: labelled, and readable to it."""
     return _labelled(store, readable(store, store.rows(split), role))
+
+
+def training_rows(settings: RunSettings, store: Store, targets: TeacherSet | None) -> NDArray[np.int64]:
+    """Rows to train on: of the split `train`, readable by the role, with a label or (for students) teacher targets."""
+    rows: NDArray[np.int64] = readable(store, store.rows("train"), settings.role)
+    if settings.training.folds is not None:
+        rows = rows[fold_of(rows, settings.training.folds) != settings.training.fold]
+    useful = np.isfinite(store.target[rows])
+    if targets is not None:
+        useful |= np.isin(rows, targets.rows)
+    rows = rows[useful]
+    if not len(rows) or not np.isfinite(store.target[rows]).any():
+        needs = "labels and positions" if settings.role == "teacher" else "labels"
+        raise InputError(
+            f"{store.path} has no training rows with {needs}",
+            got=f"{len(store.rows('train')):,} rows in the split train",
+            expected=f"rows of the split train with {needs}",
+            remedy="prepare a source that has them (teachers need the SDF of a root)",
+        )
+    return rows
 
 
 def target_scale(store: Store) -> TargetScale:

@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from moldistill.core.artifacts import hash_object
-from moldistill.core.errors import InputError
 from moldistill.core.records import Batch
 from moldistill.core.seeds import named_seed
 from moldistill.core.settings import RunSettings
@@ -22,14 +19,22 @@ from moldistill.data.batches import epoch_batches
 from moldistill.data.plan import batch_count
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
-from moldistill.distill.diagnostics import gradient_shares
+from moldistill.data.teachers import TeacherSet
 from moldistill.distill.objective import Counts, Objective
 from moldistill.models.registry import build_model
 from moldistill.training.checkpoint import Checkpoint
 from moldistill.training.collective import ALONE, Collective
-from moldistill.training.evaluate import MEASURED, forward, mean_absolute_error, readable, target_scale, wants_hydrogens
+from moldistill.training.evaluate import (
+    MEASURED,
+    forward,
+    mean_absolute_error,
+    target_scale,
+    training_rows,
+    wants_hydrogens,
+)
 from moldistill.training.noise import denoising_loss, noised
 from moldistill.training.optim import AveragedWeights, build_optimizer, learning_rate
+from moldistill.training.probe import Probe, is_due
 from moldistill.training.steps import EpochSums, FiniteGuard, exact_kernels, parts
 
 
@@ -46,6 +51,9 @@ class EpochReport:
 
 
 AfterStep = Callable[[], None]
+
+HELD_LOW = 0.1
+"""Share of its weight below which a schedule holds a term back, so that its gradient tells nothing."""
 
 NOT_THE_COURSE = (
     "workers",
@@ -68,14 +76,15 @@ class Trainer:
         self,
         settings: RunSettings,
         store: Store,
-        targets: TargetStore | None = None,
+        targets: TargetStore | TeacherSet | None = None,
         *,
         collective: Collective = ALONE,
         device: torch.device | None = None,
     ) -> None:
-        self.settings, self.store, self.targets, self.collective = settings, store, targets, collective
+        self.settings, self.store, self.collective = settings, store, collective
+        self.targets = TeacherSet.of(targets)
         self.device = device or torch.device("cpu")
-        self.rows = training_rows(settings, store, targets)
+        self.rows = training_rows(settings, store, self.targets)
         self.scale = target_scale(store)
         seed = settings.training.seed
         torch.manual_seed(named_seed(seed, "weights"))
@@ -85,7 +94,7 @@ class Trainer:
             self.scale,
             width=settings.model.width,
             depth=settings.model.depth,
-            summary=targets.summary() if targets is not None else None,
+            summaries=self.targets.summaries() if self.targets is not None else (),
             reduce=collective.sum,
         ).to(self.device)
         self.averaged = AveragedWeights(self.model, settings.training.ema)
@@ -97,6 +106,7 @@ class Trainer:
         self.now: Callable[[], float] = time.perf_counter if self.device.type == "cuda" else time.process_time
         self._since: float | None = None
         self.sums = EpochSums()
+        self.probe: Probe | None = None
         self.steps_per_epoch = batch_count(store.size(self.rows), **settings.training.batching)
         # Compiled once per run; shapes change from batch to batch. The weights stay those of `model`.
         compiled = settings.training.compile == "always"
@@ -162,18 +172,23 @@ class Trainer:
         )
         for batch in itertools.islice(batches, self.total_steps - self.step):
             self.take_step(batch.to(self.device, non_blocking=True))
+            if self.sums.steps == 1 and self.collective.leads and is_due(self.epoch, self.steps_per_epoch):
+                self.sums.shares = self.shares()
             if after_step is not None:
                 after_step()
         self.guard.check()
 
     def _train_mode(self, training: bool) -> None:
         """Dropout on or off; a schedule-free optimizer exchanges the weights that move for their mean."""
-        self.model.train(training)
-        self.objective.train(training)
+        self._dropping(training)
         if self.settings.optimizer.kind == "schedule_free":
             cast(Any, self.optimizer).train() if training else cast(Any, self.optimizer).eval()
             if not training:
                 self.averaged.take(self.model)
+
+    def _dropping(self, on: bool) -> None:
+        self.model.train(on)
+        self.objective.train(on)
 
     def take_step(self, batch: Batch) -> None:
         """One step of the optimizer on this worker's part of a global batch, which lies on the device."""
@@ -187,22 +202,38 @@ class Trainer:
         for part in parts(batch, self.settings.training.accumulate):
             if not len(part.target) and self.collective.world_size == 1:
                 continue
-            terms = self._terms(part.widened(), counts)
-            if self.sums.steps == 0 and not self.sums.shares and len(terms) > 1 and len(part.target):
-                self.sums.shares = gradient_shares(terms, list(self.model.parameters()))
+            terms = self._terms(part.widened(), counts, self.called)
             stacked = torch.stack(list(terms.values()))
             stacked.sum().backward()  # type: ignore[no-untyped-call]
             values = stacked.detach() if not names else values + stacked.detach()
             names = tuple(terms)
         self._descend(names, values, rate)
 
-    def _terms(self, batch: Batch, counts: Counts) -> dict[str, Tensor]:
+    def shares(self) -> dict[str, float]:
+        """What each term has of the gradient, see `Probe.shares`; terms that their schedule holds low are left out."""
+        weights = self.objective.weights(self.step / self.total_steps, relative=True)
+
+        def terms(batch: Batch, counts: Counts) -> dict[str, Tensor]:
+            found = self._terms(batch, counts, self.model)
+            return {name: term for name, term in found.items() if weights.get(name, 1.0) >= HELD_LOW}
+
+        if self.objective.alone and self.settings.model.denoising == 0:
+            return {}
+        self.probe = self.probe or Probe(self.store, self.rows, self.targets, self.settings.training.seed)
+        self._dropping(False)
+        found = self.probe.shares(
+            terms, list(self.model.parameters()), hydrogens=wants_hydrogens(self.model), device=self.device
+        )
+        self._dropping(True)
+        return found
+
+    def _terms(self, batch: Batch, counts: Counts, model: torch.nn.Module) -> dict[str, Tensor]:
         training, weight = self.settings.training, self.settings.model.denoising
         noise: Tensor | None = None
         if self.settings.role == "teacher" and training.position_noise > 0:
             batch, noise = noised(batch, std=training.position_noise, seed=training.seed, epoch=self.epoch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            output = forward(self.called, self.settings.role, batch)
+            output = forward(model, self.settings.role, batch)
         terms: dict[str, Tensor] = self.objective(output, batch, counts, self.step / self.total_steps)
         if noise is not None and output.noise is not None:
             error = denoising_loss(output.noise, noise, batch, training.position_noise)
@@ -264,21 +295,3 @@ class Trainer:
             part.load_state_dict(checkpoint.states[name])
         self.epoch, self.step, self.seconds = checkpoint.epoch, checkpoint.step, checkpoint.seconds
         self.sums = EpochSums.of(checkpoint.sums, self.device)
-
-
-def training_rows(settings: RunSettings, store: Store, targets: TargetStore | None) -> NDArray[np.int64]:
-    """Rows to train on: of the split `train`, readable by the role, with a label or (for students) teacher targets."""
-    rows: NDArray[np.int64] = readable(store, store.rows("train"), settings.role)
-    useful = np.isfinite(store.target[rows])
-    if targets is not None:
-        useful |= np.isin(rows, targets.rows)
-    rows = rows[useful]
-    if not len(rows) or not np.isfinite(store.target[rows]).any():
-        needs = "labels and positions" if settings.role == "teacher" else "labels"
-        raise InputError(
-            f"{store.path} has no training rows with {needs}",
-            got=f"{len(store.rows('train')):,} rows in the split train",
-            expected=f"rows of the split train with {needs}",
-            remedy="prepare a source that has them (teachers need the SDF of a root)",
-        )
-    return rows

@@ -28,7 +28,9 @@ class Board:
         if self.writer is None:
             return
         for name, value in metrics.items():
-            self.writer.add_scalar(f"{GROUPS.get(name.split('_')[0], 'run')}/{name}", value, epoch)
+            group = GROUPS.get(name.split("_")[0], "run")
+            by_size = " by size" if group == GROUPS["share"] and name.count("_") > 1 else ""
+            self.writer.add_scalar(f"{group}{by_size}/{name}", value, epoch)
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +18,14 @@ from moldistill.core.progress import log
 from moldistill.core.settings import RunSettings
 from moldistill.core.vocabulary import vocabulary_hash
 from moldistill.data.store import Store
-from moldistill.data.targets import TargetStore
-from moldistill.distill.diagnostics import warnings_for
+from moldistill.data.teachers import TeacherSet
+from moldistill.distill.diagnostics import warnings_by_size
 from moldistill.models.registry import check_name
 from moldistill.training.budget import is_open, settle
 from moldistill.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, save_weights
 from moldistill.training.collective import ALONE, Collective
-from moldistill.training.evaluate import MEASURED, errors_by_size, predict_split
-from moldistill.training.loop import NOT_THE_COURSE, EpochReport, Trainer, training_rows
+from moldistill.training.evaluate import MEASURED, errors_by_size, predict_split, training_rows
+from moldistill.training.loop import NOT_THE_COURSE, EpochReport, Trainer
 from moldistill.trial.boards import Board
 from moldistill.trial.folder import (
     CONFIG,
@@ -60,26 +59,19 @@ def choose_device(settings: RunSettings) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def open_targets(settings: RunSettings, store: Store) -> TargetStore | None:
-    """The teacher's targets that the settings name, checked against the store; InputError where they do not belong."""
+def open_targets(settings: RunSettings, store: Store) -> TeacherSet | None:
+    """The teachers' targets that the settings name, checked against the store; InputError where they do not belong."""
     if not settings.distill.needs_teacher:
         return None
-    if settings.targets is None:
+    if not settings.target_folders:
         raise InputError(
             "the run is distilled, but no targets are named",
             got="distill weights above 0 and no `targets`",
             expected="targets=DIR, a folder that `moldistill cache` wrote",
             remedy="add targets=DIR, or set the weights of distill.prediction, graph and atom to 0",
         )
-    targets = TargetStore.open(Path(settings.targets))
-    if targets.store_identity != store.identity:
-        raise InputError(
-            f"{targets.path} was made from another store",
-            got=targets.store_identity,
-            expected=f"{store.identity} ({store.path})",
-            remedy="run `moldistill cache` with this store",
-        )
-    return targets
+    sampled, seed = settings.distill.teachers == "sampled", settings.training.seed
+    return TeacherSet.open(settings.target_folders, store.identity, sampled=sampled, seed=seed)
 
 
 def check_run(spec: TrialSpec) -> None:
@@ -188,8 +180,7 @@ class _Saver:
 
 
 def _warn(state: EpochReport, warned: set[str]) -> None:
-    shares = {name.removeprefix("share_"): value for name, value in state.metrics.items() if name.startswith("share_")}
-    for warning in warnings_for(shares):
+    for warning in warnings_by_size(state.metrics):
         term = warning.split("'")[1]
         if term not in warned:
             warned.add(term)

@@ -9,8 +9,9 @@ import typer
 
 from moldistill.core.artifacts import check_out
 from moldistill.core.errors import InputError
+from moldistill.core.layers import Layers, check_layers
 from moldistill.core.progress import log
-from moldistill.verbs.common import Json, Out, Overrides, Resume, StoreAt, done
+from moldistill.verbs.common import Json, Out, Overrides, Resume, StoreAt, done, print_json
 
 
 def train(
@@ -63,17 +64,55 @@ def cache(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER_RUN", help="A finished teacher's run.")],
     store: StoreAt,
     out: Out,
-    layers: Annotated[str, typer.Option(help="Layers to keep, such as 2,4,6; all by default.")] = "all",
+    layers: Annotated[
+        str, typer.Option(help="Layers to keep: all, last, 'every 2', or numbers such as 2,4,6.")
+    ] = "all",
+    channels: Annotated[
+        int | None, typer.Option(help="Principal components to keep of each state; all its channels by default.")
+    ] = None,
+    bits: Annotated[int, typer.Option(help="16, or 8 for half the size and a small error, which is reported.")] = 16,
+    views: Annotated[int, typer.Option(help="Times that each molecule is shown, each with other --noise.")] = 1,
+    noise: Annotated[float, typer.Option(help="Standard deviation (Å) of noise on the positions shown.")] = 0.0,
+    soft_labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLD_RUN",
+            help="A teacher trained with training.folds, once for each fold: predictions come from the one that did "
+            "not see the row.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of noise, and of the sample that channels are fitted on.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Write the frozen teacher's predictions and states for every training molecule, once for all students.
 
+    Run again on what it wrote, it has nothing to do.
+
     Example: moldistill cache teacher --store store --out targets
     """
+    from moldistill.core.config import build
     from moldistill.pipeline import cache_teacher
+    from moldistill.training.cache import CacheSettings
 
+    raw = {"channels": channels, "bits": bits, "views": views, "noise": noise, "seed": seed}
+    settings = build(CacheSettings, raw | {"layers": _layers(layers)}, "cache")
+    result = cache_teacher(teacher, store, out, settings, soft_labels or [])
+    following = f"moldistill train student-small-distilled targets={out} --store {store} --out student"
+    if result.made:
+        done(result, as_json, out, following)
+        return
+    if as_json:
+        print_json(result)
+    log(f"{out} was left as it is: there was nothing to do")
+    log(f"next:  {following}")
+
+
+def _layers(text: str) -> Layers:
+    """The layers of the option --layers: a word, or numbers."""
     try:
-        kept = None if layers == "all" else tuple(int(part) for part in layers.split(","))
+        layers = tuple(int(part) for part in text.split(",")) if text[:1].isdigit() else text
+        check_layers(layers)
     except ValueError:
-        raise InputError("--layers", got=layers, expected="all, or numbers such as 2,4,6", remedy="mend it") from None
-    cache_teacher(teacher, store, out, kept)
-    done(None, False, out, f"moldistill train student-small-distilled targets={out} --store {store} --out student")
+        expected = "all, last, 'every 2', or numbers such as 2,4,6"
+        raise InputError("--layers", got=text, expected=expected, remedy="mend it") from None
+    return layers
