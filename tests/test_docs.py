@@ -16,6 +16,7 @@ import typer
 from moldistill.cli import app
 from moldistill.core.config import load_pipeline, load_run, preset_names
 from moldistill.core.yaml_file import parse_yaml
+from moldistill.search.ablation import load_ablation
 from moldistill.search.parse import load_space, space_names
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ def commands() -> list[str]:
 
 
 def blocks(path: Path, kind: str) -> list[str]:
-    """YAML blocks whose fence names what they are: ```yaml space, ```yaml run, ```yaml pipeline."""
+    """YAML blocks whose fence names what they are: ```yaml space, run, pipeline or ablation."""
     return [block for fence, block in fenced(path) if fence.split()[:2] == ["yaml", kind]]
 
 
@@ -95,10 +96,13 @@ def test_the_own_search_is_ten_lines() -> None:
     assert len(lines) <= 10
 
 
-def test_every_run_and_pipeline_in_the_documents_loads(tmp_path: Path) -> None:
-    runs, pipelines = blocks(ROOT / "README.md", "run"), blocks(ROOT / "README.md", "pipeline")
+def test_every_run_pipeline_and_ablation_in_the_documents_loads(tmp_path: Path) -> None:
+    runs, pipelines, ablations = (blocks(ROOT / "README.md", kind) for kind in ("run", "pipeline", "ablation"))
     assert runs
     assert pipelines
+    assert ablations
+    for text in ablations:
+        assert len(load_ablation(parse_yaml(text, "README.md")).arms) > 1
     for text in runs:
         load_run(parse_yaml(text, "README.md"))
     for text in pipelines:
