@@ -128,6 +128,11 @@ def tiny_store(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need the cluster come last: once it is there, `prepare` and `label` use it in every test."""
+    items.sort(key=lambda item: "ray_cluster" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """The session's Ray cluster, 4 logical CPUs."""
