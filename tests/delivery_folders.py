@@ -108,6 +108,17 @@ def make_run(
     return folder
 
 
+SHARES = {
+    "share_label": 0.7,
+    "share_atom": 0.3,
+    "share_label_6to10": 0.8,
+    "share_atom_6to10": 0.2,
+    "share_label_11to15": 0.6,
+    "share_atom_11to15": 0.4,
+}
+"""What a probe tells, which is not made at every epoch."""
+
+
 def curve(final: float, epochs: int, *, start: float = 1.2) -> list[dict[str, float]]:
     """A falling learning curve that ends at `final`."""
     share = np.linspace(0, 1, epochs)
@@ -118,9 +129,8 @@ def curve(final: float, epochs: int, *, start: float = 1.2) -> list[dict[str, fl
             "train_loss": value * 0.8,
             "valid_mae": value,
             "valid_3d_mae": value * 0.95,
-            "share_label": 0.7,
-            "share_atom": 0.3,
         }
+        | (SHARES if epoch % 3 == 1 else {})
         for epoch, value in enumerate(map(float, values), 1)
     ]
 

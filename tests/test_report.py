@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from delivery_folders import make_run, make_store, make_study, predicted
+from delivery_folders import SHARES, make_run, make_store, make_study, predicted
 from manifests import edit_manifest
 from moldistill.core.errors import InputError
 from moldistill.data.store import Store
 from moldistill.delivery.ensemble import ensemble
 from moldistill.delivery.importance import parameter_importance
 from moldistill.delivery.report import ReportInputs, report
+from moldistill.delivery.shares import share_figures
 from moldistill.delivery.submission import submission
 
 HOSTILE = "</td><script>alert('x')</script>&amp;"
@@ -246,3 +247,15 @@ def test_importance_without_fanova_and_without_enough_trials(monkeypatch: pytest
     assert found is not None
     assert found[1] == "rank correlation"
     assert dict(found[0])["weight"] > 0.9
+
+
+def test_what_drives_the_student_over_epochs_and_sizes() -> None:
+    told = {"epoch": 1, **SHARES}
+    figures = share_figures([told, {"epoch": 2}, told | {"epoch": 3}])
+    assert [figure.title for figure in figures] == [
+        "What drives the student",
+        "What drives the student, by heavy atoms",
+    ]
+    assert all(term in figure.svg for figure in figures for term in ("label", "atom"))
+    assert len(share_figures([{"epoch": 1, "share_label": 1.0}])) == 1
+    assert share_figures([{"epoch": 1}]) == []

@@ -112,15 +112,16 @@ def learning_curves(lines: Sequence[Line], quantity: str, *, name: str = "curves
     return _curves(lines, f"{quantity} (eV)", name, title, f"{quantity} after each epoch; lower is better.")
 
 
-def gradient_shares(lines: Sequence[Line]) -> Figure:
-    """Share of each loss term in the gradient's norm against epoch."""
+def gradient_shares(lines: Sequence[Line], x: str = "epoch") -> Figure:
+    """Share of each loss term in the gradient's norm against epoch, or against another `x`."""
     caption = (
         "Share of each loss term in the norm of the gradient: a term near 0 does nothing, one near 1 drowns the label."
     )
-    return _curves(lines, "share of the gradient", "shares", "What drives the student", caption)
+    name, more = ("shares", "") if x == "epoch" else ("shares-by-size", f", by {x}")
+    return _curves(lines, "share of the gradient", name, f"What drives the student{more}", caption, x)
 
 
-def _curves(lines: Sequence[Line], y: str, name: str, title: str, caption: str) -> Figure:
+def _curves(lines: Sequence[Line], y: str, name: str, title: str, caption: str, x: str = "epoch") -> Figure:
     looks = {
         "best": (FIRST, 2.0, 1.0, "-", "best trial"),
         "complete": (THIRD, 1.0, 0.55, "-", "completed"),
@@ -129,7 +130,7 @@ def _curves(lines: Sequence[Line], y: str, name: str, title: str, caption: str) 
     }
     others = iter([(FIRST, "-"), (SECOND, "-"), (THIRD, "--"), (MUTED, "--")])
     with rc_context(_STYLE):
-        canvas, axes = _axes("epoch", y)
+        canvas, axes = _axes(x, y)
         told: set[str] = set()
         for line in sorted(lines, key=lambda line: line.kind == "best"):
             if line.kind in looks:

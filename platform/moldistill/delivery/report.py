@@ -18,6 +18,7 @@ from moldistill.core.errors import InputError
 from moldistill.delivery import plots, tables
 from moldistill.delivery.importance import parameter_importance
 from moldistill.delivery.plots import Figure
+from moldistill.delivery.shares import share_figures
 from moldistill.delivery.sources import ReportData, ReportInputs, RunView, StudyView, as_inputs, gather
 from moldistill.delivery.submission import package_versions
 from moldistill.delivery.tables import Table, interval, number
@@ -241,10 +242,7 @@ def _run_section(data: ReportData) -> Section | None:
         if lines:
             figures.append(plots.learning_curves(lines, what, name=key.replace("_", "-")))
     if data.distilled is not None:
-        terms = [key for key in (data.distilled.curve[-1] if data.distilled.curve else {}) if key.startswith("share_")]
-        found = [_line(data.distilled.curve, term, term.removeprefix("share_"), "other") for term in terms]
-        if any(found):
-            figures.append(plots.gradient_shares([line for line in found if line is not None]))
+        figures += share_figures(data.distilled.curve)
     if data.validation is None:
         figures += _error_figures(data)
     texts = tuple((f"Settings of the {name}", dump_yaml(dict(run.settings))) for name, run in slots)
