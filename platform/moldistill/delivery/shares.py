@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from moldistill.delivery import plots
 from moldistill.distill.diagnostics import shares_by_size
 
 
-def share_figures(curve: Sequence[Mapping[str, float]]) -> list[plots.Figure]:
+def share_figures(curve: Sequence[Mapping[str, Any]]) -> list[plots.Figure]:
     """Plots of a run's metrics by epoch: all molecules over the epochs that tell, and sizes as told last; or none."""
     told = [(record["epoch"], shares) for record in curve if (shares := shares_by_size(record))]
     if not told:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def shares_of(parts: Mapping[str, Float[Tensor, "parameters"]]) -> dict[str, flo
     return {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}
 
 
-def shares_by_size(metrics: Mapping[str, float]) -> dict[tuple[int, int] | None, dict[str, float]]:
+def shares_by_size(metrics: Mapping[str, Any]) -> dict[tuple[int, int] | None, dict[str, float]]:
     """The shares among a run's metrics: of all molecules (key None), and of those of `smallest` to `largest` atoms."""
     found: dict[tuple[int, int] | None, dict[str, float]] = {}
     for name, value in metrics.items():
@@ -64,7 +65,7 @@ def warnings_for(shares: Mapping[str, float], where: str = "") -> list[str]:
     return found
 
 
-def warnings_by_size(metrics: Mapping[str, float]) -> list[str]:
+def warnings_by_size(metrics: Mapping[str, Any]) -> list[str]:
     """Warnings about all molecules, and about sizes of which what is true of all molecules does not tell."""
     shares = shares_by_size(metrics)
     general = warnings_for(shares.pop(None, {}))
