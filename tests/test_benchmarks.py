@@ -85,3 +85,32 @@ def test_paired_ratios_find_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.value, found.low, found.high) == (1.5, 1.5, 1.5)
     assert "".join(order) == "ab" + "abba" * 2
     assert (found.detail["seconds_above"], found.detail["seconds_below"]) == (3.0, 2.0)
+
+
+def test_accuracy_goes_on_where_it_was(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher and both arms of the main table, two steps each; a second call trains nothing and adds no line."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import accuracy
+
+    main = accuracy.Job("table", "tiny", "main", ("seeds=1", "fractions=[1]", "training.steps=2"))
+    monkeypatch.setattr(accuracy, "JOBS", (accuracy.Job("teacher", "tiny"), main))
+    monkeypatch.setattr(accuracy, "TEACHER", "teacher-tiny")
+    monkeypatch.setattr(accuracy, "TEACHER_SECONDS", 2)
+    monkeypatch.setattr(accuracy, "RESULTS", tmp_path / "accuracy.jsonl")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tiny").symlink_to(tiny_root)
+    ended = accuracy.Bench(tmp_path / "data", tmp_path / "work", until=0.0)
+    with pytest.raises(accuracy.Finished):
+        accuracy.run(ended, ())
+    assert accuracy.results() == []
+    bench = accuracy.Bench(tmp_path / "data", tmp_path / "work", until=float("inf"))
+    for _ in range(2):
+        accuracy.run(bench, ())
+        assert [line["arm"] for line in accuracy.results()] == ["teacher", "undistilled", "distilled"]
+    assert all(line["errors"]["valid_3d"] > 0 for line in accuracy.results())
+    assert {line["steps"] for line in accuracy.results()[1:]} == {2}
+    told = "\n".join(accuracy.summary())
+    assert "main, tiny" in told
+    assert "distilled" in told

@@ -23,6 +23,7 @@ RESULTS = Path(__file__).with_suffix(".jsonl")
 TABLES = Path(__file__).with_name("accuracy_tables")
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 
+TEACHER = "teacher-small"
 TEACHER_SECONDS = 1600
 STUDENT_SECONDS = {"qm9_24k": 800, "xtb_24k": 1140}
 PEER_EPOCHS = {"qm9_24k": 40, "xtb_24k": 30}
@@ -98,7 +99,7 @@ class Bench:
 
         out = self.work / "teachers" / f"{data}-{seed}"
         asked = [f"training.budget_seconds={TEACHER_SECONDS}", f"training.seed={seed}", "training.evaluate_every=20"]
-        result = run_trial(TrialSpec(load_run("teacher-small", asked), self.store(data), out, resume=out.exists()))
+        result = run_trial(TrialSpec(load_run(TEACHER, asked), self.store(data), out, resume=out.exists()))
         errors = {"valid_3d": result.metrics["valid_3d_mae"]}
         self.note("teacher", data, "teacher", seed, 1.0, errors, result.metrics["cpu_seconds"], _steps(out))
         return out
