@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -36,7 +37,7 @@ from moldistill.search import ablate, ablation_plan
 from moldistill.search.ablate import prepare_ablation
 from moldistill.search.ablation import ablation_names, load_ablation
 from moldistill.search.equal_weight import mean_weight, with_equal_weights
-from moldistill.training.budget import Cost
+from moldistill.training.budget import Cost, probe_cost
 from moldistill.training.loop import Trainer
 from moldistill.training.turns import Turn, fair_costs, measure_in_turns, step_seconds
 from moldistill.trial.run import open_targets, run_trial
@@ -351,9 +352,25 @@ def test_costs_are_told_apart_in_noise() -> None:
 def test_a_probe_is_shared_out_over_the_steps_between_two() -> None:
     """Steps of 1 s (median of turns of 1, 1 and 5), whatever begins the epoch, and a probe of 4 s every 200 or more."""
     turns = [Turn([4.0], [1.0, 1.0, 1.0]), Turn([], [1.0] * 4), Turn([], [5.0] * 4)]
-    assert step_seconds(turns, 4.0, 6) == pytest.approx(1 + 4 / 200)
-    assert step_seconds(turns, 4.0, 400) == pytest.approx(1 + 4 / 400)
-    assert step_seconds([Turn([2.0] * 4)], 0.0, 1) == pytest.approx(2.0)
+    assert step_seconds(turns) == pytest.approx(1)
+    assert step_seconds([Turn([2.0] * 4)]) == pytest.approx(2.0)
+    for steps_per_epoch, every in ((6, 200), (400, 400)):
+        assert probe_cost(_Probed(steps_per_epoch)) == pytest.approx(4 / every)  # type: ignore[arg-type]
+
+
+class _Probed:
+    """Stands for a trainer whose probes take 4 s on its own clock."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, steps_per_epoch: int) -> None:
+        self.steps_per_epoch, self.seconds = steps_per_epoch, 0.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def shares(self) -> None:
+        self.seconds += 4.0
 
 
 def test_trainers_in_turns_stop_where_they_are_told(tiny_store: Path, targets: str) -> None:

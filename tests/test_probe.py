@@ -11,9 +11,9 @@ import torch
 
 from moldistill.core.config import load_run
 from moldistill.core.errors import InputError
+from moldistill.core.hashing import fold_of
 from moldistill.core.settings import RunSettings
 from moldistill.data.batches import collate, epoch_batches
-from moldistill.data.splits import fold_of
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
 from moldistill.data.teachers import TeacherSet

@@ -20,10 +20,10 @@ from moldistill.cli import main
 from moldistill.core.artifacts import read_json
 from moldistill.core.config import load_run
 from moldistill.core.errors import InputError, RunError
+from moldistill.core.hashing import fold_of
 from moldistill.core.locking import exclusive
 from moldistill.core.records import Hydrogens, ModelOutput, Molecules, TargetScale
 from moldistill.data.batches import collate
-from moldistill.data.splits import fold_of
 from moldistill.data.store import Store
 from moldistill.data.targets import TargetStore
 from moldistill.pipeline import cache_teacher

@@ -104,13 +104,13 @@ class Bench:
         self.note("teacher", data, "teacher", seed, 1.0, errors, result.metrics["cpu_seconds"], _steps(out))
         return out
 
-    def targets(self, data: str) -> Path:
-        """What the first teacher says."""
+    def inputs(self, data: str) -> tuple[Path, Path, Path]:
+        """Store, first teacher, and what it says."""
         from moldistill.pipeline import cache_teacher
 
-        teacher, out = self.teacher(data, 0), self.work / "targets" / data
-        cache_teacher(teacher, self.store(data), out)
-        return out
+        store, teacher, out = self.store(data), self.teacher(data, 0), self.work / "targets" / data
+        cache_teacher(teacher, store, out)
+        return store, teacher, out
 
     def table(self, job: Job) -> None:
         """Every training of an ablation."""
@@ -120,17 +120,16 @@ class Bench:
         from moldistill.trial.run import run_trial
 
         out = self.work / "tables" / job.name
-        own = TABLES / f"{job.source}.yaml"
-        source, targets = str(own) if own.is_file() else job.source, self.targets(job.data)
+        store, teacher, targets = self.inputs(job.data)
         prepared = prepare_ablation(
-            source,
-            self.store(job.data),
+            _ablation(job.source),
+            store,
             out,
             overrides=job.overrides,
             targets=[str(targets)],
             resume=(out / CONFIG).is_file(),
         )
-        teachers, ended = read_teachers([self.teacher(job.data, 0)], [str(targets)]), []
+        teachers, ended = read_teachers([teacher], [str(targets)]), []
         for one in train_all(prepared, _stopping(run_trial, self.check_time)):
             ended.append(one)
             run = summarize(prepared, [one], teachers).runs[0]
@@ -214,6 +213,19 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
 
 
+def _ablation(name: str) -> str:
+    """The ablation of the folder beside, else the shipped one."""
+    own = TABLES / f"{name}.yaml"
+    return str(own) if own.is_file() else name
+
+
+def _baseline(table: str) -> str | None:
+    """The arm that the others of a table are compared with; None for teachers and peers."""
+    from moldistill.search.ablation import load_ablation
+
+    return load_ablation(_ablation(table)).settings.baseline if table not in ("teacher", "peer") else None
+
+
 def summary() -> Iterator[str]:
     """A table of each job that has results: means with 95% intervals, and paired differences to the first arm."""
     from moldistill.core.tables import text_table
@@ -223,15 +235,15 @@ def summary() -> Iterator[str]:
     for table, data in dict.fromkeys((line["table"], line["data"]) for line in lines):
         here = [line for line in lines if (line["table"], line["data"]) == (table, data)]
         arms = dict.fromkeys((line["fraction"], line["arm"]) for line in sorted(here, key=lambda one: -one["fraction"]))
-        rows = []
+        rows, baseline = [], _baseline(table)
         for fraction, arm in arms:
             mine = [line for line in here if (line["fraction"], line["arm"]) == (fraction, arm)]
-            base = [line for line in here if line["fraction"] == fraction and line["arm"] == BASELINES.get(table)]
+            base = [line for line in here if line["fraction"] == fraction and line["arm"] == baseline]
             cells = [arm, f"{fraction:g}", str(len(mine)), f"{sum(one['cpu_seconds'] for one in mine) / len(mine):.0f}"]
             for part in ("overall", "up_to", "above", "valid_3d"):
                 own, other = _by_seed(mine, part), _by_seed(base, part)
                 cells.append(_interval(mean_interval(list(own.values())), 4))
-                cells.append(_interval(paired_percent(own, other), 1) if arm != BASELINES.get(table) else "")
+                cells.append(_interval(paired_percent(own, other), 1) if arm != baseline else "")
             rows.append(cells)
         parts = [name for part in ("MAE (eV)", "up to 20", "above", "valid-3d") for name in (part, "%")]
         yield f"{table}, {data}\n" + text_table(["arm", "of the time", "seeds", "CPU s", *parts], rows)
@@ -243,9 +255,6 @@ def _by_seed(lines: Sequence[dict[str, Any]], part: str) -> dict[int, float]:
 
 def _by_seed(lines: Sequence[dict[str, Any]], part: str) -> dict[int, float]:
     return {line["seed"]: line["errors"][part] for line in lines if part in line["errors"]}
-
-
-BASELINES = {"main": "undistilled", "paper": "undistilled", "normalization": "coordinated", "states": "reference"}
 
 
 def _interval(found: Any, digits: int) -> str:

@@ -97,7 +97,7 @@ class TrainingSettings:
     A checkpoint is written every checkpoint_every epochs, and within an epoch every checkpoint_seconds (elapsed);
     keep_checkpoints of them stay. min_workers: how few workers may go on when no more can be had.
 
-    folds: training rows are in so many parts (`data.splits.fold_of`), and those of part `fold` (from 0) are left out.
+    folds: training rows are in so many parts (`core.hashing.fold_of`), and those of part `fold` (from 0) are left out.
     """
 
     epochs: int = bounded(20, ge=1, le=100_000)

@@ -58,15 +58,6 @@ def sample_rows(split: Int[np.ndarray, " rows"], limit: int | None, seed: int) -
     return np.sort(np.concatenate(chosen))
 
 
-def fold_of(rows: Int[np.ndarray, " rows"], folds: int) -> Int[np.ndarray, " rows"]:
-    """The part, from 0 to folds - 1, that each store row belongs to: a hash of its number, the same for every run."""
-    mixed = rows.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # SplitMix64's finalizer
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    parts: Int[np.ndarray, " rows"] = ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(folds)).astype(np.int64)
-    return parts
-
-
 def _proportional(sizes: Int[np.ndarray, " groups"], total: int) -> Int[np.ndarray, " groups"]:
     """Whole shares of `total` in proportion to `sizes`, by largest remainders."""
     shares = total * sizes / sizes.sum()

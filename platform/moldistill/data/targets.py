@@ -20,11 +20,11 @@ from torch import Tensor
 
 from moldistill.core.artifacts import Manifest, read_manifest
 from moldistill.core.errors import InputError
+from moldistill.core.hashing import fold_of
 from moldistill.core.records import TeacherTargets
 from moldistill.core.seeds import named_seed
 from moldistill.core.shapes import Float
 from moldistill.data.kernels import gather_states
-from moldistill.data.splits import fold_of
 from moldistill.data.state_kernels import gather_scaled
 
 TARGETS_SCHEMA = 2

@@ -82,11 +82,6 @@ class Objective(nn.Module):
         self.teachers = nn.ModuleList(Taught(settings, width, depth, summary, reduce) for summary in summaries)
         self.pair = PairTerm(settings.pair, width) if settings.pair.weight > 0 else None
 
-    @property
-    def alone(self) -> bool:
-        """Whether there is no term beside the label."""
-        return not self.terms
-
     def weights(self, progress: float, *, relative: bool = False) -> dict[str, float]:
         """Weight of each term when the share `progress` of all steps is done; `relative` to its settings' own."""
         return {

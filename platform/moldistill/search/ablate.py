@@ -191,9 +191,8 @@ def _train(item: tuple[Runner, Run]) -> str | None:
         return error.what if error.got is None else f"{error.what}: {error.got}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    if (
-        run.finished
-    ):  # dozens of runs: their checkpoints are ten times as large as all else, and nobody goes on from them
+    if run.finished:
+        # Dozens of runs: their checkpoints are ten times as large as all else, and nobody goes on from them.
         shutil.rmtree(run.spec.out / CHECKPOINTS, ignore_errors=True)
     return None
 

@@ -16,6 +16,7 @@ from moldistill.core.errors import InputError
 from moldistill.core.settings import RunSettings, TrainingSettings
 from moldistill.training.evaluate import MEASURED, predict, scored
 from moldistill.training.loop import Trainer
+from moldistill.training.probe import EVERY
 
 WARM_STEPS = 3
 TIMED_STEPS = 40
@@ -98,10 +99,19 @@ def measure(trainer: Trainer) -> Cost:
         trainer.run_epoch(after_step)
         trainer.epoch += 1
     wait(trainer.device)
-    step = (now() - start) / TIMED_STEPS
+    step = (now() - start) / TIMED_STEPS + probe_cost(trainer)
     costs = torch.tensor([step, evaluation_cost(trainer)], dtype=torch.float64, device=trainer.device)
     step, evaluation = trainer.collective.sum(costs if trainer.collective.leads else costs * 0).tolist()
     return Cost(step, evaluation)
+
+
+def probe_cost(trainer: Trainer) -> float:
+    """Seconds per step that telling the terms' shares of the gradient takes."""
+    trainer.shares()  # draws the probe's molecules
+    start = trainer.now()
+    trainer.shares()
+    wait(trainer.device)
+    return (trainer.now() - start) / max(trainer.steps_per_epoch, EVERY)
 
 
 def evaluation_cost(trainer: Trainer) -> float:

@@ -114,7 +114,7 @@ def cache_targets(
 ) -> Cached:
     """Write the targets folder `out`: the teacher's prediction and states for each training row with positions.
 
-    soft_labels: teachers whose k-th did not train on part k (`splits.fold_of`) of as many parts: each row's prediction
+    soft_labels: teachers whose k-th did not train on part k (`hashing.fold_of`) of as many parts: each row's prediction
     is that of the one that did not see it. Rows of valid-3d get no targets: students train on none of them. Rows of
     which a teacher says NaN, or what 16 bits do not hold, are left out.
     A folder that already holds just these targets is left as it is. Raises InputError where it holds others, RunError

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moldistill.core.errors import InputError
+from moldistill.core.hashing import fold_of
 from moldistill.core.records import Batch, ModelOutput, TargetScale
 from moldistill.core.settings import Role, RunSettings
 from moldistill.data.batches import epoch_batches
 from moldistill.data.predictions import Predictions
-from moldistill.data.splits import fold_of
 from moldistill.data.store import Store
 from moldistill.data.teachers import TeacherSet
 from moldistill.training.collective import ALONE, Collective

@@ -217,7 +217,7 @@ class Trainer:
             found = self._terms(batch, counts, self.model)
             return {name: term for name, term in found.items() if weights.get(name, 1.0) >= HELD_LOW}
 
-        if self.objective.alone and self.settings.model.denoising == 0:
+        if not self.objective.terms and not self.settings.model.denoising:  # the label is alone
             return {}
         self.probe = self.probe or Probe(self.store, self.rows, self.targets, self.settings.training.seed)
         self._dropping(False)

@@ -12,28 +12,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from moldistill.core.hashing import mixed
 from moldistill.core.records import Batch
 from moldistill.core.seeds import named_seed
 from moldistill.core.shapes import Float, Int
 from moldistill.core.vocabulary import MAX_ATOMS
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_FIRST = 0xBF58476D1CE4E5B9 - 2**64
-_SECOND = 0x94D049BB133111EB - 2**64
-
-
-def _mixed(value: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """SplitMix64's finalizer (Steele, Lea and Flood, 2014): 64 well-mixed bits; products wrap around."""
-    for shift, factor in ((30, _FIRST), (27, _SECOND)):
-        value = (value ^ ((value >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return value ^ ((value >> 31) & ((1 << 33) - 1))
 
 
 def normal(seed: int, rows: Int[Tensor, "batch"], places: Int[Tensor, "atoms"]) -> Float[Tensor, "batch atoms 3"]:
     """Independent standard normal numbers for each row and place, by Box and Muller's formula."""
-    start = _mixed(rows[:, None] * _GOLDEN + seed)
-    keys = _mixed(start[:, :, None] + 2 * places[:, None] + torch.arange(2, device=rows.device))
-    keys = _mixed(keys * _GOLDEN)
+    start = mixed(rows[:, None] * _GOLDEN + seed)
+    keys = mixed(start[:, :, None] + 2 * places[:, None] + torch.arange(2, device=rows.device))
+    keys = mixed(keys * _GOLDEN)
     low, high = (keys & 0xFFFFFFFF).double(), ((keys >> 32) & 0xFFFFFFFF).double()
     radius = (-2 * torch.log((low + 0.5) * 2.0**-32)).sqrt()
     angle = high * (2 * math.pi * 2.0**-32)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moldistill.core.errors import RunError
+from moldistill.core.hashing import fold_of
 from moldistill.core.progress import Bar
 from moldistill.core.records import Batch, ModelOutput
 from moldistill.core.shapes import Float
-from moldistill.data.splits import fold_of
 from moldistill.data.targets import STATISTICS
 from moldistill.training.asking import Asking, States, Teacher, in_ev
 from moldistill.training.coding import HALF_MAX, KINDS, Coding

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from moldistill.core.errors import RunError
 from moldistill.core.settings import RunSettings
-from moldistill.training.budget import WARM_STEPS, Cost, evaluation_cost, wait
+from moldistill.training.budget import WARM_STEPS, Cost, evaluation_cost, probe_cost, wait
 from moldistill.training.loop import Trainer
-from moldistill.training.probe import EVERY as PROBE_EVERY
 from moldistill.training.steps import EpochSums
 
 ROUNDS, TURNS, EACH = 5, 5, 4
@@ -124,7 +123,7 @@ def measure_in_turns(
         failed |= wrong
         for name in [name for name in trainers if name not in wrong]:
             trainer = trainers[name]
-            step = step_seconds(turns[name], probe_cost(trainer), trainer.steps_per_epoch)
+            step = step_seconds(turns[name]) + probe_cost(trainer)
             costs[name].append(Cost(step, evaluation_cost(trainer)))
     fair = fair_costs({name: found for name, found in costs.items() if name not in failed})
     return {name: failed.get(name) or fair[name] for name in make}
@@ -150,19 +149,9 @@ def _take_turns(
     return taken, failed
 
 
-def probe_cost(trainer: Trainer) -> float:
-    """Seconds that telling the terms' shares of the gradient takes."""
-    trainer.shares()  # draws the probe's molecules
-    start = trainer.now()
-    trainer.shares()
-    wait(trainer.device)
-    return trainer.now() - start
-
-
-def step_seconds(turns: Sequence[Turn], probe: float, steps_per_epoch: int) -> float:
-    """Seconds of a mean step: the median over turns within an epoch, and its part of a probe."""
-    step = statistics.median(statistics.fmean(turn.others or turn.first) for turn in turns)
-    return step + probe / max(steps_per_epoch, PROBE_EVERY)
+def step_seconds(turns: Sequence[Turn]) -> float:
+    """Seconds of a mean step, without its part of a probe: the median over turns within an epoch."""
+    return statistics.median(statistics.fmean(turn.others or turn.first) for turn in turns)
 
 
 def fair_costs(rounds: Mapping[str, Sequence[Cost]]) -> dict[str, Cost]:
