@@ -355,22 +355,19 @@ def test_a_probe_is_shared_out_over_the_steps_between_two() -> None:
     assert step_seconds(turns) == pytest.approx(1)
     assert step_seconds([Turn([2.0] * 4)]) == pytest.approx(2.0)
     for steps_per_epoch, every in ((6, 200), (400, 400)):
-        assert probe_cost(_Probed(steps_per_epoch)) == pytest.approx(4 / every)  # type: ignore[arg-type]
+        assert probe_cost(_Probed(steps_per_epoch)) == pytest.approx(4 / every)
 
 
-class _Probed:
-    """Stands for a trainer whose probes take 4 s on its own clock."""
-
-    device = torch.device("cpu")
+class _Probed(Trainer):
+    """A trainer whose probes take 4 s on its own clock."""
 
     def __init__(self, steps_per_epoch: int) -> None:
-        self.steps_per_epoch, self.seconds = steps_per_epoch, 0.0
+        self.device, self.steps_per_epoch, self.spent = torch.device("cpu"), steps_per_epoch, 0.0
+        self.now = lambda: self.spent
 
-    def now(self) -> float:
-        return self.seconds
-
-    def shares(self) -> None:
-        self.seconds += 4.0
+    def shares(self) -> dict[str, float]:
+        self.spent += 4.0
+        return {}
 
 
 def test_trainers_in_turns_stop_where_they_are_told(tiny_store: Path, targets: str) -> None:
