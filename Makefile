@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-CHEMPROP ?= chemprop==2.3.1
+CHEMPROP ?= chemprop[hpopt]==2.3.1
 OUT ?= demo
 ARGS ?=
 
@@ -36,7 +36,7 @@ accuracy: $(STAMP) ## what distillation gains on the data sets of MOLDISTILL_DAT
 peers: ## chemprop, for `make accuracy`, in an environment of its own
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(CHEMPROP)
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "$(CHEMPROP)"
 
 # Needs torch, numpy and numba only: on a machine without the virtual environment it takes the Python at hand.
 gpu: ## training on a GPU: molecules per second, and the share of the step that waits for data

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import ray
 from optuna.trial import TrialState
 
 from moldistill.core.artifacts import read_manifest, write_manifest
-from moldistill.core.config import dump_yaml, read_yaml
+from moldistill.core.config import read_yaml
 from moldistill.core.errors import InputError, RunError
+from moldistill.core.locking import exclusive
+from moldistill.search.bridge import DIED
 from moldistill.search.compile import sample
+from moldistill.search.conductor import Conductor
+from moldistill.search.ledger import DriverLostError, Ledger
 from moldistill.search.parse import load_space
-from moldistill.search.study import Ledger, StudySummary, open_storage
+from moldistill.search.study import FINALISTS, LOCK, StudySummary
 from moldistill.search.trainable import Job, run_job
 from moldistill.search.tuner import search
 from moldistill.training.loop import EpochReport
@@ -92,8 +97,7 @@ def study(ray_cluster: None, store: Path, targets: str, tmp_path_factory: pytest
 
 
 def stored(summary: StudySummary) -> list[optuna.trial.FrozenTrial]:
-    found = optuna.load_study(study_name=summary.out.name, storage=open_storage(summary.out, "journal"))
-    return found.get_trials()
+    return Ledger.open(summary.out).study.get_trials()
 
 
 @pytest.mark.ray
@@ -145,17 +149,24 @@ class TestFolders:
             search(space(), store, study.out, targets=targets, runner=fake_run)
 
     def test_resuming_a_finished_study_runs_nothing(self, study: StudySummary, store: Path, targets: str) -> None:
-        again = search(space(), store, study.out, targets=targets, resume=True, runner=explode, finisher=explode)
+        again = search(space(), store, study.out, targets=targets, mode="resume", runner=explode, finisher=explode)
         assert again.trials == study.trials
 
     def test_resuming_with_another_space_is_refused(self, study: StudySummary, store: Path, targets: str) -> None:
         changed = space(sampler={"seed": 5})
         with pytest.raises(InputError, match="sampler"):
-            search(changed, store, study.out, targets=targets, resume=True, runner=fake_run)
+            search(changed, store, study.out, targets=targets, mode="resume", runner=fake_run)
 
     def test_resuming_nothing(self, store: Path, targets: str, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no study to resume"):
-            search(space(), store, tmp_path / "none", targets=targets, resume=True, runner=fake_run)
+            search(space(), store, tmp_path / "none", targets=targets, mode="resume", runner=fake_run)
+
+    def test_a_second_search_is_refused(self, study: StudySummary, store: Path, targets: str) -> None:
+        with (
+            exclusive(study.out / LOCK, "held by the test"),
+            pytest.raises(InputError, match="another search writes the study"),
+        ):
+            search(space(), store, study.out, targets=targets, mode="resume", runner=explode)
 
     def test_dry_run_writes_nothing(self, ray_cluster: None, store: Path, targets: str, tmp_path: Path) -> None:
         summary = search(space(), store, tmp_path / "dry", targets=targets, dry_run=True, runner=explode)
@@ -208,7 +219,11 @@ def test_faults(ray_cluster: None, store: Path, targets: str, tmp_path: Path) ->
     """Faults end or delay their own trial only, and the reason is kept."""
     choices = {"distill.graph.weight": {"choice": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}}
     faulty = space(
-        parameters=choices, sampler={"name": "random", "seed": 10}, scheduler={"name": "none"}, budget={"trials": 7}
+        parameters=choices,
+        sampler={"name": "random", "seed": 10},
+        scheduler={"name": "none"},
+        budget={"trials": 7},
+        failures={"told": "failed"},
     )
     summary = search(faulty, store, tmp_path / "s", targets=targets, runner=faulty_run, finisher=fake_finish)
     seen: dict[int, set[tuple[str, str | None]]] = {}
@@ -216,13 +231,15 @@ def test_faults(ray_cluster: None, store: Path, targets: str, tmp_path: Path) ->
         seen.setdefault(int(row.parameters["distill.graph.weight"]), set()).add((row.state, row.reason))
     expected = {
         1: {("complete", None)},
-        2: {("failed", "OSError: disk gone (twice)")},
+        2: {("failed", "OSError: disk gone")},
         3: {("failed", "diverged: train_loss is nan at epoch 1")},
         4: {("complete", None)},
-        5: {("failed", "the trial's process died, twice (killed, or out of memory?)")},
+        5: {("failed", DIED)},
         6: {("complete", None)},
     }
     assert len(summary.trials) == 7
+    attempts = {int(row.parameters["distill.graph.weight"]): len(row.attempts) for row in summary.trials}
+    assert attempts == {1: 1, 2: 2, 3: 0, 4: 1, 5: 1, 6: 0}
     assert {fault: seen[fault] for fault in sorted(seen)} == expected
 
 
@@ -237,43 +254,69 @@ def test_all_trials_failed(ray_cluster: None, store: Path, targets: str, tmp_pat
 
 
 @pytest.mark.ray
-def test_resume_after_the_driver_died(ray_cluster: None, store: Path, targets: str, tmp_path: Path) -> None:
-    """Three orphans: one half done, one done but not told, one just asked for. Nothing is lost or done twice."""
+def test_another_search_takes_over(ray_cluster: None, store: Path, targets: str, tmp_path: Path) -> None:
+    """A driver that was thought dead ends at its next word, and what its successor wrote stays."""
     out = tmp_path / "study"
-    (out / "trials").mkdir(parents=True)
-    plain = space(scheduler={"name": "none"}, budget={"trials": 5})
-    loaded = load_space(plain, targets=targets)
-    (out / "space.yaml").write_text(dump_yaml(dict(loaded.mapping)))
-    ledger = Ledger(out, loaded, store=read_manifest(store).identity, resume=False)
-    for weight, epochs in ((0.5, 4), (0.7, EPOCHS), (0.9, 0)):
-        ledger.study.enqueue_trial({"distill.graph.weight": weight})
-        trial = ledger.study.ask()
-        values = {"distill.graph.weight": trial.suggest_float("distill.graph.weight", 0.05, 5, log=True)}
-        if not epochs:
-            continue
-        trial.set_user_attr("parameters", values)
-        trial.set_user_attr("folder", f"{trial.number:04d}")
-        spec = TrialSpec(loaded.settings(values), store, out / "trials" / f"{trial.number:04d}")
 
-        def until(report: EpochReport, trial: optuna.Trial = trial, epochs: int = epochs) -> None:
-            if report.epoch == epochs and epochs < EPOCHS:
-                raise KeyboardInterrupt  # in the folder, and not yet in the storage
-            trial.report(report.metrics["valid_mae"], report.epoch)
+    def taking_over() -> None:
+        Ledger.open(out).take()
 
-        with contextlib.suppress(KeyboardInterrupt):
-            fake_run(spec, report=until)
+    searcher = Conductor.report
 
-    summary = search(plain, store, out, targets=targets, resume=True, runner=fake_run, finisher=fake_finish)
-    assert not [trial for trial in stored(summary) if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
-    assert [row.state for row in summary.trials] == ["complete"] * 5
-    by_folder = {row.folder: row for row in summary.trials}
-    assert by_folder["trials/0000"].parameters == {"distill.graph.weight": 0.5}
-    assert by_folder["trials/0000"].number >= 3
-    assert by_folder["trials/0001"].number == 1
-    continued = stored(summary)[by_folder["trials/0000"].number]
-    assert sorted(continued.intermediate_values) == list(range(1, EPOCHS + 1))
-    # Four epochs from before, five after: the checkpoint was used.
-    assert len((out / "trials/0000/metrics.jsonl").read_text().splitlines()) == EPOCHS
+    def report(conductor: Conductor, number: int, metrics: Any) -> bool:
+        if conductor.reports == 5:
+            taking_over()
+            conductor.spending.told = -math.inf
+        return searcher(conductor, number, metrics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Conductor, "report", report)
+        with pytest.raises(DriverLostError, match="another search has taken over"):
+            search(space(), store, out, targets=targets, runner=fake_run, finisher=fake_finish)
+    summary = search(space(), store, out, targets=targets, mode="resume", runner=fake_run, finisher=fake_finish)
+    assert len(summary.trials) == 8
+    assert not [trial for trial in stored(summary) if trial.state is TrialState.RUNNING]
+
+
+@pytest.mark.ray
+def test_a_study_is_extended(ray_cluster: None, store: Path, targets: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    first = search(space(), store, out, targets=targets, runner=fake_run, finisher=fake_finish)
+    wider = space(parameters={"distill.graph.weight": {"log_uniform": [0.01, 50]}}, budget={"trials": 11})
+    more = search(wider, store, out, targets=targets, mode="extend", runner=fake_run, finisher=fake_finish)
+    assert more.trials[:8] == first.trials
+    assert len(more.trials) == 11
+
+
+def noisy_run(spec: TrialSpec, *, report: Any) -> None:
+    """As `fake_run`, with errors that depend on the seed; a replicate has nobody to report to."""
+    spec.out.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(spec.settings.training.seed)
+    value = abs(spec.settings.distill.graph.weight - 1) + 0.01 * float(rng.normal()) + 0.2
+    metrics = {"train_loss": 1.0, "valid_mae": value}
+    (spec.out / "metrics.jsonl").write_text(json.dumps({"epoch": 1, **metrics}) + "\n")
+    if report is not None:
+        report(EpochReport(1, metrics, True))
+    fake_finish(spec)
+
+
+@pytest.mark.ray
+def test_finalists(ray_cluster: None, store: Path, targets: str, tmp_path: Path) -> None:
+    """The best trials are trained again with the same other seeds, and what is there is not trained twice."""
+    raw = space(scheduler={"name": "none"}, replicates={"top": 2, "seeds": 3})
+    out = tmp_path / "study"
+    summary = search(raw, store, out, targets=targets, runner=noisy_run, finisher=fake_finish)
+    finalists = read_manifest(out, "study").facts["finalists"]
+    best = sorted((row for row in summary.trials if row.state == "complete"), key=lambda row: row.value or 9.0)[:2]
+    assert [(one["trial"], one["seed"]) for one in finalists] == [
+        (row.number, seed) for row in best for seed in (1, 2, 3)
+    ]
+    assert len({one["value"] for one in finalists}) == 6
+    read = [read_manifest(out / FINALISTS / f"{best[0].number:04d}-seed{seed}", "run") for seed in (1, 2, 3)]
+    assert [manifest.facts["metrics"]["valid_mae"] for manifest in read] == [one["value"] for one in finalists[:3]]
+    again = search(raw, store, out, targets=targets, mode="resume", runner=explode, finisher=explode)
+    assert again.trials == summary.trials
+    assert read_manifest(out, "study").facts["finalists"] == finalists
 
 
 @pytest.mark.ray

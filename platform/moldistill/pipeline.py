@@ -201,7 +201,9 @@ def _train_stages(
     studied = stages.run(
         "study",
         [data, cached, resolved],
-        lambda path, known: search(space, store, path, targets=str(targets), resume=known and path.exists()),
+        lambda path, known: search(
+            space, store, path, targets=str(targets), mode="resume" if known and path.exists() else "new"
+        ),
         ray=True,
     )
     chosen = stages.run(

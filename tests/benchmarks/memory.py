@@ -20,12 +20,12 @@ class Memory:
 @contextmanager
 def watched() -> Iterator[Memory]:
     """Follow the private memory while the block runs."""
-    now = _anonymous()
+    now = anonymous()
     memory, done = Memory(now, now), threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
-            memory.peak = max(memory.peak, _anonymous())
+            memory.peak = max(memory.peak, anonymous())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -36,7 +36,8 @@ def watched() -> Iterator[Memory]:
         watcher.join()
 
 
-def _anonymous() -> float:
+def anonymous() -> float:
+    """MB that no file backs, now."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024

@@ -99,19 +99,28 @@ def _start_local(folder: str, cpus: int) -> None:
         ) from error
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], *, ahead: int = 4) -> Iterator[R]:
+def ordered_map(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    ahead: int = 4,
+    at_once: int | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+) -> Iterator[R]:
     """Results of `function` over `items`, in order, computed by Ray tasks where Ray is up, else in this process.
 
-    At most `ahead` items per CPU are under way, so that memory stays bounded whatever the number of items.
+    At most `at_once` items (default: `ahead` per CPU) are under way, so that memory stays bounded whatever the number
+    of items. cpus, gpus: what one holds.
     """
     import ray
 
     if not ray.is_initialized():
         yield from map(function, items)
         return
-    task: Any = ray.remote(num_cpus=1, max_retries=3)(function)
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(function)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    limit = max(1, int(resources.get("CPU", 1))) * ahead
+    limit = at_once or max(1, int(resources.get("CPU", 1))) * ahead
     pending: deque[Any] = deque()
     for item in items:
         pending.append(task.remote(item))

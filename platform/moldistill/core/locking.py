@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,26 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file `path`; False where there is none, or where the disk knows no locks."""
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
 _ATTEMPTS = 100
+
+_PATIENCE = 10
+"""Attempts at a lock that is held, 20 ms apart: who only looks whether it is held has it for a moment."""
 
 
 def _acquire(path: Path, what: str) -> IO[str]:
+    held = 0
     for _ in range(_ATTEMPTS):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +66,10 @@ def _acquire(path: Path, what: str) -> IO[str]:
             pass
         except BlockingIOError as error:
             stream.close()
+            held += 1
+            if held < _PATIENCE:
+                time.sleep(0.02)
+                continue
             raise InputError(what, got=f"another process holds {path}", remedy="wait for it, or stop it") from error
         except OSError as error:
             stream.close()

@@ -47,10 +47,8 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str, name: str) -> Any:
     """The value of a YAML text; `name` stands in error messages."""
-    loader = _Loader(text)
-    loader.name = name
     try:
-        return loader.get_single_data()
+        return _load(text, name)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark is not None else name
@@ -58,8 +56,19 @@ def parse_yaml(text: str, name: str) -> Any:
         raise InputError(
             f"{place}: not valid YAML", got=problem, remedy="check indentation, colons and quotes there"
         ) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a date that does not exist; a list as a key
         raise InputError(f"{name}: not valid YAML", got=error, remedy="check the value") from error
+    except RecursionError as error:
+        raise InputError(
+            f"{name}: nested too deeply", expected="a few levels", remedy="check its brackets and aliases"
+        ) from error
+
+
+def _load(text: str, name: str) -> Any:
+    loader = _Loader(text)  # reads ahead: a control character is found here
+    loader.name = name
+    try:
+        return loader.get_single_data()
     finally:
         loader.dispose()
 

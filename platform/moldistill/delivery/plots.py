@@ -1,71 +1,34 @@
-"""Figures of the report: small inline SVGs whose colours are the page's own, so that one figure suits both themes.
-
-matplotlib draws with stand-in colours; each is replaced by a CSS variable. Text stays text, in the page's font.
-"""
+"""Figures of the report, drawn on its canvas."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from moldistill.core.seeds import generator
+from moldistill.delivery.canvas import (
+    FIRST,
+    MUTED,
+    SECOND,
+    STYLE,
+    THIRD,
+    Figure,
+    Floats,
+    legend,
+    new_axes,
+    robust_top,
+    svg,
+)
 
-Floats = npt.NDArray[np.float64]
-
-INK, MUTED, GRID, FIRST, SECOND, THIRD = (f"#0{place}0{place}0{place}" for place in range(1, 7))
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "rule", FIRST: "first", SECOND: "second", THIRD: "third"}
-
-SIZE = (5.0, 3.1)
-"""Inches at 72 units each: about the width of a phone, so that text stays readable there."""
+__all__ = ["Figure"]
 
 POINTS = 1500
 """Most points of a scatter plot; more are sampled."""
-
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "moldistill",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.xmargin": 0.03,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.constrained_layout.use": True,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A plot of the report: inline SVG with a title for those who hear the page, and a caption below it."""
-
-    title: str
-    caption: str
-    svg: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +43,8 @@ class Line:
 
 def history(numbers: Sequence[int], values: Sequence[float | None], states: Sequence[str], objective: str) -> Figure:
     """Each trial's last value in order, stopped ones marked, with the best completed so far."""
-    with rc_context(_STYLE):
-        canvas, axes = _axes("trial", f"{objective} (eV)")
+    with rc_context(STYLE):
+        canvas, axes = new_axes("trial", f"{objective} (eV)")
         for state, marker, colour, label in (
             ("pruned", "x", MUTED, "stopped early"),
             ("complete", "o", FIRST, "completed"),
@@ -97,13 +60,13 @@ def history(numbers: Sequence[int], values: Sequence[float | None], states: Sequ
             axes.plot(
                 steps, [*best, best[-1]], drawstyle="steps-post", color=SECOND, label="best so far", linewidth=1.6
             )
-        hidden = _robust_top(axes, [v for v in values if v is not None])
+        hidden = robust_top(axes, [v for v in values if v is not None])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(axes)
+        legend(axes)
         title, count = "Search history", states.count("pruned")
         above = f" {hidden} lie above the scale." if hidden else ""
         caption = f"Last {objective} of each of {len(numbers)} trials; {count} stopped early (crosses).{above}"
-        return Figure(title, caption, _svg(canvas, "history", title, caption))
+        return Figure(title, caption, svg(canvas, "history", title, caption))
 
 
 def learning_curves(lines: Sequence[Line], quantity: str, *, name: str = "curves") -> Figure:
@@ -129,8 +92,8 @@ def _curves(lines: Sequence[Line], y: str, name: str, title: str, caption: str, 
         "failed": (MUTED, 0.9, 0.45, ":", "failed"),
     }
     others = iter([(FIRST, "-"), (SECOND, "-"), (THIRD, "--"), (MUTED, "--")])
-    with rc_context(_STYLE):
-        canvas, axes = _axes(x, y)
+    with rc_context(STYLE):
+        canvas, axes = new_axes(x, y)
         told: set[str] = set()
         for line in sorted(lines, key=lambda line: line.kind == "best"):
             if line.kind in looks:
@@ -145,22 +108,22 @@ def _curves(lines: Sequence[Line], y: str, name: str, title: str, caption: str, 
                 line.epochs, line.values, dash, color=colour, linewidth=width, alpha=alpha, label=shown,
                 marker=marker, markersize=3,
             )  # fmt: skip
-        _robust_top(axes, [float(value) for line in lines for value in line.values])
+        robust_top(axes, [float(value) for line in lines for value in line.values])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(axes)
-        return Figure(title, caption, _svg(canvas, name, title, caption))
+        legend(axes)
+        return Figure(title, caption, svg(canvas, name, title, caption))
 
 
 def importance(shares: Sequence[tuple[str, float]], method: str) -> Figure:
     """Bars of each parameter's share, largest on top."""
     shares = sorted(shares, key=lambda item: item[1])[-12:]
-    with rc_context(_STYLE):
-        canvas, axes = _axes("share of importance", "", height=0.9 + 0.27 * len(shares))
+    with rc_context(STYLE):
+        canvas, axes = new_axes("share of importance", "", height=0.9 + 0.27 * len(shares))
         axes.barh([name for name, _ in shares], [value for _, value in shares], color=FIRST, height=0.62)
         axes.grid(visible=False, axis="y")
         title = "What mattered"
         caption = f"Importance of each searched parameter ({method}). With few trials this is a hint, not a finding."
-        return Figure(title, caption, _svg(canvas, "importance", title, caption))
+        return Figure(title, caption, svg(canvas, "importance", title, caption))
 
 
 def parity(target: Floats, predicted: Floats, what: str) -> Figure:
@@ -169,15 +132,15 @@ def parity(target: Floats, predicted: Floats, what: str) -> Figure:
     if len(target) > POINTS:
         shown = np.sort(generator(0, "parity").choice(len(target), POINTS, replace=False))
     low, high = float(min(target.min(), predicted.min())), float(max(target.max(), predicted.max()))
-    with rc_context(_STYLE):
-        canvas, axes = _axes("label (eV)", "prediction (eV)", height=4.0)
+    with rc_context(STYLE):
+        canvas, axes = new_axes("label (eV)", "prediction (eV)", height=4.0)
         axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle="--")
         axes.scatter(target[shown], predicted[shown], s=7, color=FIRST, alpha=0.4, linewidths=0)
         axes.set_aspect("equal")
         sampled = f"{len(shown):,} of {len(target):,}" if len(shown) < len(target) else f"{len(target):,}"
         title = "Prediction against label"
         caption = f"{what}: {sampled} rows. The dashed line is a perfect prediction."
-        return Figure(title, caption, _svg(canvas, "parity", title, caption))
+        return Figure(title, caption, svg(canvas, "parity", title, caption))
 
 
 def error_by_size(
@@ -188,8 +151,8 @@ def error_by_size(
     masks = [np.isin(size, part) for part in groups]
     labels = [f"{part[0]}" if part[0] == part[-1] else f"{part[0]}\N{EN DASH}{part[-1]}" for part in groups]
     width = 0.8 / len(errors)
-    with rc_context(_STYLE):
-        canvas, axes = _axes("heavy atoms (rows)", "MAE (eV)")
+    with rc_context(STYLE):
+        canvas, axes = new_axes("heavy atoms (rows)", "MAE (eV)")
         for place, (name, error) in enumerate(errors):
             offset = (place - (len(errors) - 1) / 2) * width
             heights = [float(error[mask].mean()) for mask in masks]
@@ -201,10 +164,10 @@ def error_by_size(
         beyond = [place for place, part in enumerate(groups) if training_end is not None and part[-1] > training_end]
         if beyond:
             axes.axvline(beyond[0] - 0.5, color=SECOND, linewidth=1.2, linestyle="--", label="training sizes end")
-        _legend(axes)
+        legend(axes)
         title = "Error by molecule size"
         caption = "Mean absolute error of molecules of each size; the number of rows stands in brackets."
-        return Figure(title, caption, _svg(canvas, "sizes", title, caption))
+        return Figure(title, caption, svg(canvas, "sizes", title, caption))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +184,10 @@ class Difference:
 def forest(differences: Sequence[Difference], baseline: str) -> Figure:
     """Differences to a baseline with their intervals, series of a label close together, the first label on top."""
     labels, series = (list(dict.fromkeys(getattr(one, key) for one in differences)) for key in ("label", "series"))
-    with rc_context(_STYLE):
-        canvas, axes = _axes(f"MAE against {baseline} (%)", "", height=1.1 + (0.16 + 0.16 * len(series)) * len(labels))
+    with rc_context(STYLE):
+        canvas, axes = new_axes(
+            f"MAE against {baseline} (%)", "", height=1.1 + (0.16 + 0.16 * len(series)) * len(labels)
+        )
         axes.axvline(0, color=MUTED, linewidth=1.2, linestyle="--")
         for place, (name, colour) in enumerate(zip(series, (FIRST, SECOND, THIRD), strict=False)):
             shown = [one for one in differences if one.series == name]
@@ -234,67 +199,6 @@ def forest(differences: Sequence[Difference], baseline: str) -> Figure:
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        _legend(axes, "lower right")
+        legend(axes, "lower right")
         title, caption = "Differences", "Left of the dashed line is better. Bars are 95% intervals over seeds."
-        return Figure(title, caption, _svg(canvas, "forest", title, caption))
-
-
-def _axes(x: str, y: str, *, height: float = SIZE[1]) -> tuple[Canvas, Axes]:
-    canvas = Canvas(figsize=(SIZE[0], height))
-    axes = canvas.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return canvas, axes
-
-
-def _legend(axes: Axes, loc: Literal["lower left", "lower right"] = "lower left") -> None:
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        right = loc == "lower right"
-        axes.legend(loc=loc, bbox_to_anchor=(right, 1.0), ncols=3, borderaxespad=0, handlelength=1.6)
-
-
-def _robust_top(axes: Axes, values: Sequence[float]) -> int:
-    """Keep a few diverged values from flattening the rest; how many are cut off."""
-    finite = np.array([value for value in values if np.isfinite(value)])
-    if len(finite) > 3:
-        low, middle, high = np.quantile(finite, [0.0, 0.5, 0.9])
-        top = high + 2.0 * (middle - low)
-        if finite.max() > top > low:
-            axes.set_ylim(top=top)
-            return int(np.count_nonzero(finite > top))
-    return 0
-
-
-def _svg(canvas: Canvas, name: str, title: str, description: str) -> str:
-    """The figure as an SVG element for a page: no prolog, no metadata, unique ids, colours and font of the page."""
-    stream = io.StringIO()
-    canvas.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
-    text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", text)
-    text = _unique_ids(text, name).replace("xlink:href", "href")
-    view = re.search(r'viewBox="([^"]+)"', text)
-    assert view is not None
-    head = (
-        f'<svg viewBox="{view[1]}" role="img" aria-labelledby="{name}-title {name}-description">'
-        f'<title id="{name}-title">{escape(title)}</title>'
-        f'<desc id="{name}-description">{escape(description)}</desc>'
-    )
-    return head + re.sub(r"\n\s*", "\n", text[text.index(">") + 1 :]).strip()
-
-
-def _unique_ids(text: str, prefix: str) -> str:
-    """Prefix the ids that are referred to, and drop the others: several figures share a page."""
-    used = set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text))
-    names = {name for pair in used for name in pair if name}
-
-    def rewrite(match: re.Match[str]) -> str:
-        return f' id="{prefix}-{match[1]}"' if match[1] in names else ""
-
-    text = re.sub(r' id="([^"]+)"', rewrite, text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
-    return re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
+        return Figure(title, caption, svg(canvas, "forest", title, caption))

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from moldistill.core.artifacts import write_text
 from moldistill.core.config import dump_yaml
 from moldistill.core.errors import InputError
 from moldistill.delivery import plots, tables
-from moldistill.delivery.importance import parameter_importance
-from moldistill.delivery.plots import Figure
+from moldistill.delivery.canvas import Figure
+from moldistill.delivery.page import Section, Tile, page
 from moldistill.delivery.shares import share_figures
-from moldistill.delivery.sources import ReportData, ReportInputs, RunView, StudyView, as_inputs, gather
+from moldistill.delivery.sources import ReportData, ReportInputs, RunView, as_inputs, gather
+from moldistill.delivery.study_section import METRICS, curve_line, study_sections
+from moldistill.delivery.study_tables import study_facts
 from moldistill.delivery.submission import package_versions
-from moldistill.delivery.tables import Table, interval, number
+from moldistill.delivery.tables import interval, number
 
-__all__ = ["ReportInputs", "report"]
-
-
-METRICS = {"valid_3d_mae": "MAE on valid-3d", "valid_mae": "MAE on valid"}
-"""Names for people of what runs report."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A figure in the head of the page."""
-
-    label: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of the page: a sentence, facts, figures, tables, and texts that start closed."""
-
-    name: str
-    title: str
-    lead: str = ""
-    facts: tuple[tuple[str, str], ...] = ()
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[Table, ...] = ()
-    texts: tuple[tuple[str, str], ...] = ()
+__all__ = ["METRICS", "ReportInputs", "Section", "Tile", "page", "report"]
 
 
 def report(source: Path | ReportInputs, out: Path) -> Path:
@@ -61,30 +33,10 @@ def report(source: Path | ReportInputs, out: Path) -> Path:
         raise InputError(f"{out} is a folder", expected="the name of an HTML file", remedy="name a file with --out")
     data = gather(source if isinstance(source, ReportInputs) else as_inputs(source))
     sections = [section for section in _sections(data) if section is not None]
-    write_text(out, page(_title(data), _sentence(data), _tiles(data), sections))
+    seeds = "; of finalists, t-intervals over seeds" if data.study and data.study.finals else ""
+    intervals = f"bootstrap 95% intervals over molecules{seeds}"
+    write_text(out, page(_title(data), _sentence(data), _tiles(data), sections, intervals))
     return out
-
-
-def page(
-    title: str,
-    sentence: str,
-    tiles: Sequence[Tile],
-    sections: Sequence[Section],
-    intervals: str = "bootstrap 95% intervals over molecules",
-) -> str:
-    """The HTML of a page; `sentence` is HTML of numbers and fixed words, `intervals` what those on the page are."""
-    return _template().render(
-        title=title, sentence=Markup(sentence), tiles=tiles, sections=sections, intervals=intervals, markup=Markup
-    )
-
-
-@cache
-def _template() -> Template:
-    loader = PackageLoader("moldistill", "delivery")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.jinja")
 
 
 def _title(data: ReportData) -> str:
@@ -134,6 +86,7 @@ def _sentence(data: ReportData) -> str:
         return (
             f"The best of {len(data.study.trials)} trials {reached}; {stopped} were stopped early. "
             "It was chosen on these molecules, so the figure is a little too good."
+            + (f" {data.study.finals.conclusion}" if data.study.finals else "")
         )
     return f"The {'distilled ' if run.distilled else ''}{run.role} {reached}."
 
@@ -158,16 +111,20 @@ def _tiles(data: ReportData) -> list[Tile]:
 
 def _sections(data: ReportData) -> list[Section | None]:
     return [
-        Section("done", "What was done", facts=tuple(tables.data_facts(data))),
+        Section("done", "What was done", facts=_done(data)),
         Section("stages", "Stages compared", tables=(tables.stage_table(data),))
         if data.runs or data.ensemble
         else None,
         _ensemble_section(data),
-        _study_section(data.study) if data.study else None,
+        *(study_sections(data.study) if data.study else ()),
         _run_section(data),
         _submission_section(data.certificate) if data.certificate else None,
         _versions_section(data),
     ]
+
+
+def _done(data: ReportData) -> tuple[tuple[str, str], ...]:
+    return (*tables.data_facts(data), *(study_facts(data.study) if data.study else ()))
 
 
 def _ensemble_section(data: ReportData) -> Section | None:
@@ -200,34 +157,6 @@ def _ensemble_section(data: ReportData) -> Section | None:
     return Section("ensemble", "Ensemble", lead, facts, figures, (tables.member_table(data),))
 
 
-def _study_section(study: StudyView) -> Section:
-    trials, what = study.trials, METRICS.get(study.objective, study.objective)
-    figures = []
-    if any(trial.value is not None for trial in trials):
-        columns = ([t.number for t in trials], [t.value for t in trials], [t.state for t in trials])
-        figures.append(plots.history(*columns, what))
-    lines = []
-    for trial in trials:
-        kind = "best" if trial.number == study.best else trial.state
-        if line := _line(trial.curve, study.objective, f"trial {trial.number}", kind):
-            lines.append(line)
-    if lines:
-        figures.append(plots.learning_curves(lines, what))
-    finished = [(t.params, t.value) for t in trials if t.state == "complete" and t.value is not None]
-    if found := parameter_importance(finished):
-        figures.append(plots.importance(*found))
-    texts = (("Search space", study.space),) if study.space else ()
-    return Section("search", "Search", figures=tuple(figures), tables=(tables.trial_table(study),), texts=texts)
-
-
-def _line(curve: tuple[Mapping[str, Any], ...], key: str, label: str, kind: str) -> plots.Line | None:
-    points = [(item["epoch"], item[key]) for item in curve if item.get(key) is not None and np.isfinite(item[key])]
-    if not points:
-        return None
-    epochs, values = np.array(points, dtype=np.float64).T
-    return plots.Line(label, kind, epochs, values)
-
-
 def _run_section(data: ReportData) -> Section | None:
     """Curves of the runs on the split that they share, and their settings."""
     if not data.runs:
@@ -237,7 +166,7 @@ def _run_section(data: ReportData) -> Section | None:
     names = {"teacher": "teacher", "student": "student alone", "distilled": best}
     slots = [(names[slot], getattr(data, slot)) for slot in names if getattr(data, slot) is not None]
     for key, what in METRICS.items():
-        found = [_line(run.curve, key, name, "other") for name, run in slots]
+        found = [curve_line(run.curve, key, name, "other") for name, run in slots]
         lines = [line for line in found if line is not None]
         if lines:
             figures.append(plots.learning_curves(lines, what, name=key.replace("_", "-")))

@@ -14,6 +14,7 @@ from moldistill.core.config import read_yaml
 from moldistill.core.errors import InputError
 from moldistill.data.store import Store
 from moldistill.delivery.ensemble import EnsembleSummary, Validation, load_ensemble
+from moldistill.delivery.finalists import Finals, judge
 
 PIPELINE = "pipeline.json"
 """What the pipeline leaves in its folder; its stages lie beside it under the names of `ReportInputs`."""
@@ -49,12 +50,12 @@ class RunView:
     def distilled(self) -> bool:
         """Whether any distillation term has a weight."""
         terms = self.settings.get("distill") or {}
-        return any((term or {}).get("weight", 0) for term in terms.values())
+        return any(term.get("weight", 0) for term in terms.values() if isinstance(term, Mapping))
 
 
 @dataclass(frozen=True, slots=True)
 class TrialView:
-    """A trial of a study; value in eV, None where it never reported."""
+    """A trial of a study; value in eV, None where it never reported. values: of all objectives, where it ended."""
 
     number: int
     state: str
@@ -63,11 +64,17 @@ class TrialView:
     params: Mapping[str, Any]
     curve: tuple[Mapping[str, Any], ...]
     path: Path
+    values: tuple[float, ...] = ()
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StudyView:
-    """A study: its trials in order, the best one's number, and the text of its space."""
+    """A study: its trials in order, the best one's number, and the text of its space.
+
+    objectives: metric and direction of each, the first of which is `objective`. front: numbers of the trials that no
+    other one beats, with several objectives. finals: what training the best ones again came to.
+    """
 
     path: Path
     manifest: Manifest
@@ -75,6 +82,9 @@ class StudyView:
     best: int | None
     objective: str
     space: str
+    objectives: tuple[tuple[str, str], ...] = ()
+    front: tuple[int, ...] = ()
+    finals: Finals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +132,7 @@ def gather(inputs: ReportInputs) -> ReportData:
     study = read_study(inputs.study) if inputs.study else None
     distilled = read_run(inputs.distilled) if inputs.distilled else None
     if distilled is None and study is not None:
-        distilled = next((read_run(trial.path) for trial in study.trials if trial.number == study.best), None)
+        distilled = next((read_run(trial.path) for trial in study.trials if _is_best(study, trial)), None)
     ensemble = load_ensemble(inputs.ensemble) if inputs.ensemble else None
     if inputs.submission:
         read_manifest(inputs.submission, "submission")
@@ -138,6 +148,11 @@ def gather(inputs: ReportInputs) -> ReportData:
         store=None,
     )
     return replace(data, store=_store(inputs.store, data))
+
+
+def _is_best(study: StudyView, trial: TrialView) -> bool:
+    """Whether it is the best trial, and a finished run: one that was stopped early may have no predictions."""
+    return trial.number == study.best and (trial.path / MANIFEST).is_file()
 
 
 def _store(named: Path | None, data: ReportData) -> Store | None:
@@ -171,14 +186,27 @@ def read_study(path: Path) -> StudyView:
             dict(trial["parameters"] or {}),
             read_curve(path / trial["folder"]),
             path / trial["folder"],
+            tuple(trial.get("values") or ()),
+            trial.get("reason"),
         )
         for trial in sorted(manifest.facts["trials"], key=lambda trial: int(trial["number"]))
     )
     space = path / "space.yaml"
     text = space.read_text(encoding="utf-8") if space.is_file() else ""
-    best = manifest.facts.get("best")
-    metric = str(manifest.facts["metric"])
-    return StudyView(path, manifest, trials, int(best["number"]) if best else None, metric, text)
+    facts = manifest.facts
+    best, metric = facts.get("best"), str(facts["metric"])
+    told = facts.get("objectives") or [{"metric": metric, "direction": facts.get("direction", "minimize")}]
+    return StudyView(
+        path=path,
+        manifest=manifest,
+        trials=trials,
+        best=int(best["number"]) if best else None,
+        objective=metric,
+        space=text,
+        objectives=tuple((str(one["metric"]), str(one["direction"])) for one in told),
+        front=tuple(facts.get("front") or ()),
+        finals=judge(facts.get("finalists") or (), {trial.number: trial.value for trial in trials}, metric),
+    )
 
 
 def _finite(value: Any) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from moldistill.core.vocabulary import SPLITS
 from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
 from moldistill.delivery.selection import Score, bootstrap_means
-from moldistill.delivery.sources import ReportData, RunView, StudyView
+from moldistill.delivery.sources import ReportData, RunView
 from moldistill.training.evaluate import median_error, target_scale
 
 Rows = npt.NDArray[np.int64]
@@ -181,7 +180,7 @@ def stage_table(data: ReportData) -> Table:
 
 
 def data_facts(data: ReportData) -> list[tuple[str, str]]:
-    """What was done: data, models, search and its budget."""
+    """What was done: data, and models."""
     facts: list[tuple[str, str]] = []
     if data.store is not None:
         counts = {split: len(data.store.rows(split)) for split in SPLITS}
@@ -193,8 +192,6 @@ def data_facts(data: ReportData) -> list[tuple[str, str]]:
     for name, run in (("Teacher", data.teacher), ("Student alone", data.student), (best, data.distilled)):
         if run is not None:
             facts.append((name, run_text(run)))
-    if data.study is not None:
-        facts += study_facts(data.study)
     return facts
 
 
@@ -213,45 +210,6 @@ def run_text(run: RunView) -> str:
         f"{name} {term['weight']:.3g}" for name, term in terms.items() if isinstance(term, dict) and term.get("weight")
     ]
     return ", ".join(parts) + (f"; distilled with {', '.join(active)}" if active else "")
-
-
-def study_facts(study: StudyView) -> list[tuple[str, str]]:
-    """Trials by state, epochs trained and saved, and time."""
-    states = Counter(trial.state for trial in study.trials)
-    epochs, longest = sum(t.epochs for t in study.trials), max((t.epochs for t in study.trials), default=0)
-    full = longest * len(study.trials)
-    saved = f", {100 * (1 - epochs / full):.0f}% fewer than running every trial to the end" if full else ""
-    names = (("complete", "completed"), ("pruned", "stopped early"), ("failed", "failed"))
-    facts = [
-        ("Search", ", ".join(f"{states[state]} {name}" for state, name in names if states[state]) + " trials"),
-        ("Budget", f"{epochs:,} epochs{saved}"),
-    ]
-    seconds = study.manifest.facts.get("seconds")
-    return facts + ([("Search time", duration(float(seconds)))] if seconds else [])
-
-
-def trial_table(study: StudyView) -> Table:
-    """Every trial, best first, then the stopped and the failed ones."""
-    order = {"complete": 0, "pruned": 1, "failed": 2}
-    trials = sorted(study.trials, key=lambda t: (order.get(t.state, 3), t.value if t.value is not None else np.inf))
-    names = {"complete": "completed", "pruned": "stopped early"}
-    lines = tuple(
-        Line(
-            (
-                str(trial.number),
-                names.get(trial.state, trial.state),
-                number(trial.value),
-                str(trial.epochs),
-                ", ".join(f"{name} = {shown(value)}" for name, value in trial.params.items()) or NONE,
-            ),
-            strong=trial.number == study.best,
-            faint=trial.state != "complete",
-        )
-        for trial in trials
-    )
-    caption = f"Trials by {study.objective} (eV), the best first."
-    head = ("Trial", "State", study.objective, "Epochs", "Parameters")
-    return Table(caption, head, lines, frozenset({0, 2, 3}), folded=len(lines) > 40)
 
 
 def shown(value: Any) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import BaseTrial
 
 from moldistill.core.seeds import named_seed
-from moldistill.search.space import Parameter, Range, SamplerSettings
+from moldistill.search.grid import Grid
+from moldistill.search.space import Parameter, Range, Space
+
+POPULATION = 50
+"""Of a generation of NSGA-II, where the space does not say: Optuna's own."""
 
 
 class DefineByRun:
@@ -20,7 +25,7 @@ class DefineByRun:
     def __init__(self, parameters: tuple[Parameter, ...]) -> None:
         self.parameters = parameters
 
-    def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
+    def __call__(self, trial: BaseTrial) -> dict[str, Any]:
         """The sampled values by dotted key of the run's settings."""
         values: dict[str, Any] = {}
         pending = list(self.parameters)
@@ -42,30 +47,59 @@ def _key(label: Any) -> tuple[type, Any]:
     return type(label), label
 
 
-def _number(trial: optuna.Trial, label: str, domain: Range) -> float:
+def _number(trial: BaseTrial, label: str, domain: Range) -> float:
     if domain.whole:
         step = int(domain.step or 1)
         return trial.suggest_int(label, int(domain.low), int(domain.high), step=step, log=domain.log)
     return trial.suggest_float(label, domain.low, domain.high, step=domain.step, log=domain.log)
 
 
-def make_sampler(settings: SamplerSettings, *, earlier: int = 0) -> BaseSampler:
-    """The sampler of a study that holds `earlier` trials: each continuation draws from a stream of its own."""
+def make_sampler(space: Space, *, earlier: int = 0) -> BaseSampler:
+    """The sampler of a study that holds `earlier` trials: each continuation draws from a stream of its own.
+
+    `grid` and `cmaes` go on where they were, by what the storage holds. InputError for a grid of a space that has none.
+    """
+    settings = space.sampler
     seed = named_seed(settings.seed, "sampler", earlier) % 2**32
-    if settings.name == "random":
-        return RandomSampler(seed=seed)
+    startup = settings.startup_trials
     with quiet_optuna():
+        if settings.name == "random":
+            return RandomSampler(seed=seed)
+        if settings.name == "grid":
+            return Grid(space)
+        if settings.name == "cmaes":
+            # What was stopped early counts where every trial is compared at the same epochs (Optuna's own advice).
+            stopped = space.scheduler.name in ("asha", "hyperband")
+            return CmaEsSampler(
+                seed=seed,
+                n_startup_trials=startup,
+                popsize=settings.population,
+                consider_pruned_trials=stopped,
+                warn_independent_sampling=False,
+            )
+        if settings.name == "gp":
+            return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+        if settings.name == "nsgaii":
+            return NSGAIISampler(seed=seed, population_size=settings.population or POPULATION)
         # Grouped: parameters that occur together are modelled together, branch by branch. The constant liar keeps
         # trials that run at the same time apart.
         return TPESampler(
-            seed=seed, n_startup_trials=settings.startup_trials, multivariate=True, group=True, constant_liar=True
+            seed=seed,
+            n_startup_trials=startup,
+            multivariate=settings.multivariate,
+            group=settings.multivariate and settings.group,
+            constant_liar=True,
         )
 
 
-def sample(parameters: tuple[Parameter, ...], count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` random configurations, the same for the same seed."""
+def sample(
+    parameters: tuple[Parameter, ...], count: int, seed: int = 0, *, fixed: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """`count` random configurations, the same for the same seed. fixed: values by label that all of them have."""
     with quiet_optuna():
         study = optuna.create_study(sampler=RandomSampler(seed=seed))
+        for _ in range(count if fixed else 0):
+            study.enqueue_trial(dict(fixed or {}))
         define = DefineByRun(parameters)
         return [define(study.ask()) for _ in range(count)]
 
@@ -79,6 +113,7 @@ def quiet_optuna() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
             warnings.simplefilter("ignore", category=UserWarning)
+            warnings.simplefilter("ignore", category=FutureWarning)
             yield
     finally:
         optuna.logging.set_verbosity(verbosity)

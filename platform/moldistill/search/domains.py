@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from moldistill.core.errors import InputError, nearest
-from moldistill.search.leafcheck import NOT_SEARCHABLE, check_range, check_value, find_leaf
-from moldistill.search.space import Choice, Option, Parameter, Range, walk
+from moldistill.search.leafcheck import LARGEST, NOT_SEARCHABLE, check_range, check_value, find_leaf
+from moldistill.search.parameters import Choice, Option, Parameter, Range, walk
 
 FORMS = ("uniform", "log_uniform", "int", "choice")
 _EXAMPLE = "{uniform: [0, 1]}, {log_uniform: [0.01, 10]}, {int: [2, 8]} or {choice: [a, b]}"
@@ -102,17 +103,19 @@ def _step(form: Mapping[str, Any], low: float, high: float, log: bool, place: st
     if step is None:
         return None
     kinds = int if "int" in form else int | float
-    if not isinstance(step, kinds) or isinstance(step, bool) or step <= 0:
+    if not isinstance(step, kinds) or isinstance(step, bool) or not 0 < step <= LARGEST:
         raise InputError(f"{place}: step", got=repr(step), expected="a positive number", remedy="change the step")
     if log:
         raise InputError(f"{place}: a log scale takes no step", remedy="remove `step` or `log`")
+    if not (abs(low) <= LARGEST and abs(high) <= LARGEST):
+        return float(step)  # the ends are refused where they are held against the key's bounds
     count = (high - low) / step
-    if abs(count - round(count)) > 1e-9:
+    if not math.isfinite(count) or abs(count - round(count)) > 1e-9:
         raise InputError(
             f"{place}: the steps do not end at the upper end",
             got=f"{count:.3f} steps of {step} from {low} to {high}",
             expected="a whole number of steps",
-            remedy=f"write [{low}, {low + step * int(count)}]",
+            remedy=f"write [{low}, {low + step * int(count)}]" if math.isfinite(count) else "take larger steps",
         )
     return float(step)
 

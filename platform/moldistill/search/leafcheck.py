@@ -9,7 +9,10 @@ from typing import Any, Union, get_args, get_origin
 from moldistill.core.config import Leaf, leaves
 from moldistill.core.errors import InputError, nearest
 from moldistill.core.settings import RunSettings
-from moldistill.search.space import Range
+from moldistill.search.parameters import Range
+
+LARGEST = 2.0**53
+"""Beyond it not every whole number is a float of its own, and Optuna's ranges are floats."""
 
 _SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 _BROKEN = {
@@ -18,16 +21,31 @@ _BROKEN = {
     "lt": lambda value, bound: value >= bound,
     "le": lambda value, bound: value > bound,
 }
-_TYPES = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
+_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+_NO_RESULT = "it changes no result: set it under `fixed`"
+_OTHER_ROWS = "errors of trials that learn from other rows tell nothing of their configurations: set it under `fixed`"
+_EPOCHS = "trials of a search end after epochs: search training.epochs"
 
 NOT_SEARCHABLE = {
     "role": "teachers and students have spaces of their own: name another `base`",
+    "targets": "name them with --targets (several: once for each teacher)",
     "training.seed": "the best of several seeds is luck, not a better configuration: set it under `fixed`",
     "training.device": "it changes where a trial runs, not what it learns: set it under `fixed`",
-    "training.workers": "a trial of a search runs in one process: remove it",
+    "training.workers": "say `resources: {workers: …}` instead",
+    "training.min_workers": _NO_RESULT,
     "training.cpus_per_worker": "say `resources: {cpus: …}` instead",
-    "training.max_failures": "it changes no result: set it under `fixed`",
-    "training.checkpoint_every": "it changes no result: set it under `fixed`",
+    "training.max_failures": "say `failures: {retries: …}` instead",
+    "training.steps": _EPOCHS,
+    "training.budget_seconds": _EPOCHS,
+    "training.folds": _OTHER_ROWS,
+    "training.fold": _OTHER_ROWS,
+    "training.accumulate": "it saves memory and changes no result: set it under `fixed`",
+    "training.compile": _NO_RESULT,
+    "training.deterministic": _NO_RESULT,
+    "training.keep_checkpoints": _NO_RESULT,
+    "training.checkpoint_every": _NO_RESULT,
+    "training.checkpoint_seconds": _NO_RESULT,
     "training.evaluate_every": "early stopping compares trials at equal epochs: set it under `fixed`",
 }
 
@@ -57,18 +75,19 @@ def describe(leaf: Leaf) -> str:
     """What the key takes, in words."""
     if leaf.choices:
         return "one of " + ", ".join(map(str, leaf.choices))
-    kinds = " or ".join(_TYPES.get(kind, "a list") for kind in _kinds(leaf))
+    kinds = " or ".join(_TYPES.get(kind, "a list") for kind in kinds_of(leaf))
     bounds = " and ".join(f"{_SIGNS[sign]} {bound:g}" for sign, bound in leaf.bounds.items() if sign in _SIGNS)
     return f"{kinds} {bounds}".strip()
 
 
-def _kinds(leaf: Leaf) -> tuple[Any, ...]:
+def kinds_of(leaf: Leaf) -> tuple[Any, ...]:
+    """The types that the key takes, one by one."""
     return get_args(leaf.type) if get_origin(leaf.type) in (Union, types.UnionType) else (leaf.type,)
 
 
 def check_value(leaf: Leaf, value: Any, where: str) -> None:
     """InputError unless the key takes the value."""
-    fits = value in leaf.choices if leaf.choices else any(_is_of(value, kind) for kind in _kinds(leaf))
+    fits = value in leaf.choices if leaf.choices else any(_is_of(value, kind) for kind in kinds_of(leaf))
     if not fits:
         near = nearest(str(value), map(str, leaf.choices))
         raise InputError(
@@ -92,10 +111,10 @@ def _is_of(value: Any, kind: Any) -> bool:
 def check_bounds(leaf: Leaf, value: float, where: str) -> None:
     """InputError where a number breaks the key's bounds."""
     broken = [sign for sign, bound in leaf.bounds.items() if sign in _SIGNS and _BROKEN[sign](value, bound)]
-    if broken or not math.isfinite(value):
+    if broken or abs(value) > LARGEST or math.isnan(value):
         raise InputError(
             f"{where}: outside the bounds of the key",
-            got=f"{value:g}",
+            got=f"{value:.15g}" if abs(value) <= LARGEST else "a number beyond ±2^53, or none",
             expected=describe(leaf),
             remedy="change the value" if not broken else f"use a value {_SIGNS[broken[0]]} {leaf.bounds[broken[0]]:g}",
         )
@@ -103,13 +122,13 @@ def check_bounds(leaf: Leaf, value: float, where: str) -> None:
 
 def check_range(leaf: Leaf, domain: Range, where: str) -> None:
     """InputError unless every number of the range is a value of the key."""
-    if leaf.choices or not any(kind in (int, float) for kind in _kinds(leaf)):
+    if leaf.choices or not any(kind in (int, float) for kind in kinds_of(leaf)):
         raise InputError(
             f"{where}: a range of numbers for a key that takes none",
             expected=describe(leaf),
             remedy="list values: `{choice: [" + ", ".join(map(str, leaf.choices[:2] or ("…",))) + ", …]}`",
         )
-    if float not in _kinds(leaf) and not domain.whole:
+    if float not in kinds_of(leaf) and not domain.whole:
         raise InputError(
             f"{where}: the key takes whole numbers",
             expected=describe(leaf),

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import reduce
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from moldistill.core.config import apply_overrides, build, leaves, load_run, read_yaml, to_mapping
 from moldistill.core.errors import InputError, nearest
 from moldistill.core.settings import RunSettings
 from moldistill.core.yaml_file import parse_yaml
+from moldistill.search.combinations import refuse_schedulers
+from moldistill.search.constraints import parse_constraint
 from moldistill.search.domains import parse_parameters
+from moldistill.search.grid import points
 from moldistill.search.leafcheck import check_value, find_leaf
-from moldistill.search.space import METRICS, ObjectiveSettings, Space, SpaceSettings, absolute, walk
+from moldistill.search.objectives import parse_objectives
+from moldistill.search.space import Space, SpaceSettings, absolute, walk
+from moldistill.search.starting import check_starting_points
 
 Source = str | Path | Mapping[str, Any]
+T = TypeVar("T")
+
+DEEPEST = 300
+"""Levels of a space's YAML: enough for a branch below every key that there is."""
 
 
 def space_names() -> list[str]:
@@ -58,12 +69,17 @@ def load_space(source: Source, overrides: Sequence[str] = (), *, targets: str | 
     """
     raw, where, folder = _read(source)
     raw = _overridden(raw, overrides)
+    _refuse_endless(raw, where)
+    refuse_schedulers(raw, where)
+    _check_items(raw, where)
     settings = build(SpaceSettings, raw, where)
-    base = run_base(settings.base, folder)
+    _refuse_infinite(settings, where)
+    base = run_base(settings.base, folder, f"{where}: base: ")
     fixed = _fixed(settings.fixed, where) | ({"targets": absolute(targets)} if targets else {})
-    objective = _objective(settings.objective, base["role"], where)
+    objectives = parse_objectives(settings.objective, base["role"], where)
     parameters = parse_parameters(settings.parameters, f"{where}: parameters")
-    both = [item.name for item in walk(parameters) if item.name in fixed]
+    names = {item.name for item in walk(parameters)}
+    both = [name for name in fixed if name in names]
     if both:
         raise InputError(
             f"{where}: parameters.{both[0]}: the key is searched and fixed",
@@ -71,21 +87,66 @@ def load_space(source: Source, overrides: Sequence[str] = (), *, targets: str | 
             expected="one of the two",
             remedy="remove it from `fixed` or from `parameters`",
         )
-    resolved = to_mapping(settings) | {"base": base, "fixed": fixed, "objective": to_mapping(objective)}
-    return Space(
+    _check_constraints(settings.constraints, names, where)
+    told = [to_mapping(objective) for objective in objectives]
+    resolved = to_mapping(settings) | {"base": base, "fixed": fixed, "objective": told if len(told) > 1 else told[0]}
+    space = Space(
         where=where,
         base=base,
         fixed=fixed,
         parameters=parameters,
-        metric=str(objective.metric),
-        direction=objective.direction,
-        sampler=settings.sampler,
-        scheduler=settings.scheduler,
-        budget=settings.budget,
-        resources=settings.resources,
-        storage=settings.storage,
+        objectives=objectives,
+        options=settings,
         mapping=resolved,
+        constraints=settings.constraints,
+        starting_points=settings.starting_points,
     )
+    check_starting_points(space)
+    return replace(space, grid_size=len(points(space))) if settings.sampler.name == "grid" else space
+
+
+def _check_items(raw: Mapping[str, Any], where: str) -> None:
+    """InputError for an entry of a list that is not what the list holds, with its place."""
+    lists: tuple[tuple[str, type, str], ...] = (
+        ("constraints", str, "text, such as 'model.width % model.heads == 0'"),
+        ("starting_points", Mapping, "a mapping of searched keys to values"),
+        ("objective", Mapping, "a mapping, such as {metric: valid_mae}"),
+    )
+    for key, kind, expected in lists:
+        items = raw.get(key)
+        for index, item in enumerate(items if isinstance(items, list | tuple) else ()):
+            if not isinstance(item, kind):
+                raise InputError(
+                    f"{where}: {key}[{index}]: not what this list holds",
+                    got=f"{item!r} ({type(item).__name__})",
+                    expected=expected,
+                    remedy="change it" if key != "constraints" else "write the condition as text, in quotes",
+                )
+
+
+def _refuse_infinite(settings: SpaceSettings, where: str) -> None:
+    for key in leaves(SpaceSettings):
+        value = reduce(getattr, key.split("."), settings)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(
+                f"{where}: {key}: not a finite number",
+                got=value,
+                expected="a number",
+                remedy="leave the key out where there is no limit",
+            )
+
+
+def _check_constraints(constraints: Sequence[str], searched: set[str], where: str) -> None:
+    for index, text in enumerate(constraints):
+        place = f"{where}: constraints[{index}]"
+        constraint = parse_constraint(text, place)
+        if not searched.intersection(constraint.keys):
+            raise InputError(
+                f"{place}: it names no parameter that is searched",
+                got=text,
+                expected="a condition that some configurations keep and others do not",
+                remedy="remove it, or search one of its keys",
+            )
 
 
 def _read(source: Source) -> tuple[dict[str, Any], str, Path]:
@@ -105,6 +166,23 @@ def _read(source: Source) -> tuple[dict[str, Any], str, Path]:
     return read_yaml(path), str(path), path.parent
 
 
+def _refuse_endless(raw: Any, where: str) -> None:
+    """InputError for what holds itself (by an alias of YAML), or is nested more deeply than any space."""
+    pending, seen = [(raw, 0)], dict[int, int]()
+    while pending:
+        value, depth = pending.pop()
+        if not isinstance(value, Mapping | list | tuple) or seen.get(id(value), -1) >= depth:
+            continue
+        if depth > DEEPEST:
+            raise InputError(
+                f"{where}: nested without an end",
+                expected=f"at most {DEEPEST} levels",
+                remedy="an alias (*name) must not stand inside what it names",
+            )
+        seen[id(value)] = depth
+        pending += [(item, depth + 1) for item in (value.values() if isinstance(value, Mapping) else value)]
+
+
 def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     known = leaves(RunSettings)
     sections = {item.name for item in fields(SpaceSettings)}
@@ -115,7 +193,10 @@ def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         if sign and key in known:
             section, rest = "fixed", key
         if sign and rest and section in ("fixed", "parameters"):
-            raw = raw | {section: {**(raw.get(section) or {}), rest: parse_yaml(text, f"override '{override}'")}}
+            place = f"override '{override}'"
+            value = parse_yaml(text, place)
+            old = raw.get(section) or {}
+            raw = raw | {section: {**old, rest: value} if isinstance(old, Mapping) else old}  # else refused below
             continue
         if sign and section not in sections:
             near = nearest(key, [*known, *sections])
@@ -128,12 +209,24 @@ def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     return raw
 
 
-def run_base(base: str | Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The whole settings of a run as a mapping: of a preset, a YAML file (beside `folder`, or by path) or a mapping."""
+def run_base(base: str | Mapping[str, Any], folder: Path, place: str = "") -> dict[str, Any]:
+    """The whole settings of a run as a mapping: of a preset, a YAML file (beside `folder`, or by path) or a mapping.
+
+    place: what stands before the message of an error.
+    """
     source = base
-    if isinstance(base, str) and (folder / base).is_file():
-        source = str(folder / base)
-    return to_mapping(load_run(source))
+    try:
+        if isinstance(base, str) and (folder / base).is_file():
+            source = str(folder / base)
+        return to_mapping(load_run(source))
+    except InputError as error:
+        raise InputError(
+            place + error.what, got=error.got, expected=error.expected, remedy=error.remedy or "change the base"
+        ) from None
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise InputError(
+            f"{place}it cannot be read", got=error, expected="a run preset, or a run's YAML", remedy="check the name"
+        ) from error
 
 
 def _fixed(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -148,40 +241,12 @@ def _fixed(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         check_value(find_leaf(key, f"{where}: fixed"), value, f"{where}: fixed.{key}")
         if key == "role":
             raise InputError(f"{where}: fixed.role", remedy="name a `base` of that role instead")
-        if key == "training.workers" and value != 1:
+        if key == "training.workers":
             raise InputError(
-                f"{where}: fixed.training.workers is {value}",
-                expected="1: a trial of a search runs in one process",
-                remedy="remove it, and raise `resources: {concurrent: …}` instead",
+                f"{where}: fixed.training.workers: resources say how many workers train a trial",
+                got=value,
+                expected=f"`resources: {{workers: {value}}}`",
+                remedy="remove it here, and write that",
             )
         flat[key] = value
     return flat
-
-
-def _objective(objective: ObjectiveSettings, role: str, where: str) -> ObjectiveSettings:
-    metric = objective.metric or ("valid_3d_mae" if role == "teacher" else "valid_mae")
-    place = f"{where}: objective.metric"
-    allowed = METRICS[1:] if role == "teacher" else METRICS
-    if "test" in metric:
-        raise InputError(
-            f"{place}: a search never goes by test rows",
-            got=metric,
-            expected=" or ".join(allowed),
-            remedy=f"write `metric: {allowed[0]}`",
-        )
-    if metric not in allowed:
-        why = " (validation rows have no geometry for a teacher to see)" if metric in METRICS else ""
-        raise InputError(
-            f"{place}: a {role}'s search cannot go by this{why}",
-            got=metric,
-            expected=" or ".join(allowed),
-            remedy=f"write `metric: {nearest(metric, allowed) or allowed[0]}`",
-        )
-    if objective.direction != "minimize":
-        raise InputError(
-            f"{where}: objective.direction: {metric} is an error, which nobody wants large",
-            got=objective.direction,
-            expected="minimize",
-            remedy="write `direction: minimize`",
-        )
-    return ObjectiveSettings(metric, objective.direction)

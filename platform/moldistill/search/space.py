@@ -5,118 +5,55 @@ A space is read by `search.parse`, checked by `search.checks`, compiled by `sear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moldistill.core.config import build, merge
-from moldistill.core.settings import RunSettings, bounded, folders_of
+from moldistill.core.errors import InputError
+from moldistill.core.settings import RunSettings, folders_of
+from moldistill.search.constraints import parse_constraint
+from moldistill.search.parameters import Choice, Option, Parameter, Range, highest, walk
+from moldistill.search.space_settings import (
+    COSTS,
+    METRICS,
+    Backend,
+    BudgetSettings,
+    Direction,
+    FailureSettings,
+    ObjectiveSettings,
+    ReplicateSettings,
+    ResourceSettings,
+    SamplerSettings,
+    SchedulerSettings,
+    SpaceSettings,
+    TrackingSettings,
+)
 
-Direction = Literal["minimize", "maximize"]
-
-METRICS = ("valid_mae", "valid_3d_mae")
-"""What a search may go by (eV): errors on rows that nothing trains on and that are not the tests'."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectiveSettings:
-    """What the search goes by. Default: valid_mae for students, valid_3d_mae for teachers."""
-
-    metric: str | None = None
-    direction: Direction = "minimize"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplerSettings:
-    """Who proposes: TPE (multivariate, grouped) after `startup_trials` random ones, or random throughout."""
-
-    name: Literal["tpe", "random"] = "tpe"
-    startup_trials: int = bounded(4, ge=0)
-    seed: int = bounded(0, ge=0)
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerSettings:
-    """Who stops trials early: ASHA at epochs grace · reduction^k, keeping the best 1 / reduction at each, or nobody."""
-
-    name: Literal["asha", "none"] = "asha"
-    grace: int = bounded(2, ge=1)
-    reduction: float = bounded(3.0, gt=1)
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetSettings:
-    """How much is spent. Trials stopped early count, configurations refused before training do not."""
-
-    trials: int = bounded(8, ge=1)
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceSettings:
-    """What one trial holds, and how many run at once (fewer where the cluster holds fewer)."""
-
-    cpus: float = bounded(1.0, gt=0)
-    gpus: float = bounded(0.0, ge=0)
-    concurrent: int = bounded(2, ge=1)
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceSettings:
-    """The YAML of a space, key by key. `storage`: `journal` (a file in the study's folder) or a database URL."""
-
-    base: str | Mapping[str, Any]
-    parameters: Mapping[str, Any]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
-    budget: BudgetSettings = field(default_factory=BudgetSettings)
-    resources: ResourceSettings = field(default_factory=ResourceSettings)
-    storage: str = "journal"
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Numbers from low to high, both included; `whole` ones, on a `log` scale, or in steps."""
-
-    low: float
-    high: float
-    whole: bool = False
-    log: bool = False
-    step: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One value of a choice, and the parameters that exist only if it is chosen."""
-
-    value: Any
-    parameters: tuple[Parameter, ...] = ()
-
-    @property
-    def label(self) -> str | int | float | bool | None:
-        """What Optuna's storage holds for the value: itself, or its text where it is a list."""
-        return self.value if isinstance(self.value, str | int | float | bool | None) else str(self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of several values."""
-
-    options: tuple[Option, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A key of the run's settings that is searched.
-
-    label: its name in Optuna's storage: `name`, with the branch where several branches search the key differently.
-    """
-
-    name: str
-    domain: Range | Choice
-    label: str
+__all__ = [
+    "COSTS",
+    "METRICS",
+    "Backend",
+    "BudgetSettings",
+    "Choice",
+    "Direction",
+    "FailureSettings",
+    "ObjectiveSettings",
+    "Option",
+    "Parameter",
+    "Range",
+    "ReplicateSettings",
+    "ResourceSettings",
+    "SamplerSettings",
+    "SchedulerSettings",
+    "Space",
+    "SpaceSettings",
+    "TrackingSettings",
+    "absolute",
+    "nested",
+    "walk",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +61,60 @@ class Space:
     """A space that has been read: names, types and bounds hold.
 
     where: its name in messages. base: the run's settings as a mapping, without `fixed`. fixed: dotted keys.
-    mapping: the whole as YAML, to be read again.
+    mapping: the whole as YAML, to be read again. starting_points: values by dotted key, which are tried first.
+    grid_size: points of the grid whose settings go together; None for all other samplers.
     """
 
     where: str
     base: Mapping[str, Any]
     fixed: Mapping[str, Any]
     parameters: tuple[Parameter, ...]
-    metric: str
-    direction: Direction
-    sampler: SamplerSettings
-    scheduler: SchedulerSettings
-    budget: BudgetSettings
-    resources: ResourceSettings
-    storage: str
+    objectives: tuple[ObjectiveSettings, ...]
+    options: SpaceSettings
     mapping: Mapping[str, Any]
+    constraints: tuple[str, ...] = ()
+    starting_points: tuple[Mapping[str, Any], ...] = ()
+    grid_size: int | None = None
+
+    @property
+    def metric(self) -> str:
+        """The first objective's, by which trials are ranked."""
+        return str(self.objectives[0].metric)
+
+    @property
+    def direction(self) -> Direction:
+        """The first objective's."""
+        return self.objectives[0].direction
+
+    @property
+    def sampler(self) -> SamplerSettings:
+        """Who proposes."""
+        return self.options.sampler
+
+    @property
+    def scheduler(self) -> SchedulerSettings:
+        """Who stops trials early."""
+        return self.options.scheduler
+
+    @property
+    def budget(self) -> BudgetSettings:
+        """How much is spent."""
+        return self.options.budget
+
+    @property
+    def most_trials(self) -> int:
+        """The trials that the budget allows, and of a grid no more than it has points."""
+        return min(self.budget.most_trials, self.budget.most_trials if self.grid_size is None else self.grid_size)
+
+    @property
+    def resources(self) -> ResourceSettings:
+        """What one trial holds."""
+        return self.options.resources
+
+    @property
+    def inline(self) -> bool:
+        """Whether a trial runs in one process, in the actor itself, and not as a group of Ray Train workers."""
+        return self.options.backend == "inline" or (self.options.backend == "auto" and self.resources.workers == 1)
 
     @property
     def role(self) -> str:
@@ -148,7 +124,7 @@ class Space:
     @property
     def epochs(self) -> int:
         """The most epochs that a trial can have."""
-        searched = [_highest(item.domain) for item in walk(self.parameters) if item.name == "training.epochs"]
+        searched = [highest(item.domain) for item in walk(self.parameters) if item.name == "training.epochs"]
         fixed = self.fixed.get("training.epochs", self.base["training"]["epochs"])
         return int(max(searched, default=fixed))
 
@@ -158,8 +134,26 @@ class Space:
         return folders_of(self.fixed.get("targets") or self.base.get("targets"))
 
     def settings(self, values: Mapping[str, Any]) -> RunSettings:
-        """Settings of the trial with these values, by dotted key. InputError where they contradict each other."""
+        """Settings of the trial with these values, by dotted key.
+
+        InputError where they contradict each other, or violate a constraint.
+        """
+        settings = self.unconstrained(values)
+        for index, text in enumerate(self.constraints):
+            constraint = parse_constraint(text, f"{self.where}: constraints[{index}]")
+            if not constraint.holds(settings):
+                raise InputError(
+                    f"{self.where}: constraints[{index}] is violated",
+                    got=constraint.values(settings),
+                    expected=text,
+                    remedy="change these values, or the constraint",
+                )
+        return settings
+
+    def unconstrained(self, values: Mapping[str, Any]) -> RunSettings:
+        """As `settings`, without the constraints of the space."""
         mapping = merge(merge(self.base, nested(self.fixed)), nested(values))
+        mapping["training"]["workers"] = self.resources.workers
         if "training.cpus_per_worker" not in self.fixed:
             mapping["training"]["cpus_per_worker"] = max(1, int(self.resources.cpus))
         if folders := self.target_folders:
@@ -182,16 +176,3 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
             branch = {part: branch}
         result = merge(result, branch)
     return result
-
-
-def walk(parameters: tuple[Parameter, ...]) -> Iterator[Parameter]:
-    """Every parameter, those of branches included."""
-    for parameter in parameters:
-        yield parameter
-        if isinstance(parameter.domain, Choice):
-            for option in parameter.domain.options:
-                yield from walk(option.parameters)
-
-
-def _highest(domain: Range | Choice) -> float:
-    return domain.high if isinstance(domain, Range) else max(option.value for option in domain.options)

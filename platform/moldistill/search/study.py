@@ -1,9 +1,4 @@
-"""The ledger of a study: the Optuna storage and the run folders, and nothing else.
-
-Each Optuna trial carries user attributes: `folder` (its run folder's name), `parameters` (values by dotted key),
-`reason` (why it failed), `superseded` (its work goes on under another number) and `refused` (never trained: its
-settings contradict themselves).
-"""
+"""A study as it is read: its trials, what they came to, and the files of its folder."""
 
 from __future__ import annotations
 
@@ -14,29 +9,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from moldistill.core.artifacts import MANIFEST, Manifest, write_json, write_manifest
+from moldistill.core.artifacts import MANIFEST, Manifest, read_manifest, write_json, write_manifest
 from moldistill.core.errors import InputError
 from moldistill.search.compile import quiet_optuna
-from moldistill.search.space import Space
+from moldistill.search.space import ObjectiveSettings
 from moldistill.trial.folder import read_metrics
 
 JOURNAL = "optuna.journal"
 SPACE = "space.yaml"
 TABLE = "trials.json"
 TRIALS = "trials"
+FINALISTS = "finalists"
+LOCK = ".lock"
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+"""Names of the states that a trial ends in."""
+
+ENDED = tuple(STATES)
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRow:
-    """One trial. value: the objective's last value (eV), None if it failed. folder: relative to the study's."""
+    """One trial.
+
+    state: complete, pruned (stopped early), failed, or running. value: the first objective's last value (eV), None if
+    it failed. values: of all objectives, of a complete trial. folder: relative to the study's. seconds: wall time that
+    it held its resources. attempts: what went wrong in attempts that others followed.
+    """
 
     number: int
     state: str
@@ -45,30 +48,102 @@ class TrialRow:
     epochs: int
     folder: str
     reason: str | None = None
+    values: tuple[float, ...] = ()
+    seconds: float = 0.0
+    attempts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StudySummary:
-    """What a search came to. best: the trial with the smallest value, of the complete ones if there is one."""
+    """What a search came to.
+
+    best: the trial with the smallest first objective, of the complete ones if there is one. front: with several
+    objectives, numbers of the complete trials that no other one beats in all of them.
+    """
 
     out: Path
-    metric: str
-    direction: str
+    objectives: tuple[ObjectiveSettings, ...]
     trials: tuple[TrialRow, ...]
     best: TrialRow | None
+    front: tuple[int, ...]
     seconds: float
+    gpu_hours: float
     concurrent: int
+
+    @property
+    def metric(self) -> str:
+        """The first objective's."""
+        return str(self.objectives[0].metric)
+
+    @property
+    def direction(self) -> str:
+        """The first objective's."""
+        return self.objectives[0].direction
 
     @property
     def counts(self) -> dict[str, int]:
         """Trials by state: complete, pruned (stopped early) and failed."""
-        found = Counter(row.state for row in self.trials)
-        return {state: found[state] for state in STATES.values()}
+        return counts(self.trials)
 
     @property
     def epochs(self) -> int:
         """Epochs trained in all."""
         return sum(row.epochs for row in self.trials)
+
+
+def counts(rows: tuple[TrialRow, ...]) -> dict[str, int]:
+    """Trials by the state that they ended in."""
+    found = Counter(row.state for row in rows)
+    return {state: found[state] for state in STATES.values()}
+
+
+def row_of(trial: FrozenTrial, folder: str) -> TrialRow:
+    """What the storage says of a trial. One that was told with a penalty has failed, whatever its state."""
+    told = trial.user_attrs
+    failed = trial.state is TrialState.FAIL or told.get("failed", False)
+    values = tuple(trial.values or ()) if trial.state is TrialState.COMPLETE and not failed else ()
+    last = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+    return TrialRow(
+        number=trial.number,
+        state="failed" if failed else STATES.get(trial.state, "running"),
+        value=None if failed else values[0] if values else last,
+        parameters=told.get("parameters", dict(trial.params)),
+        epochs=max([*trial.intermediate_values, int(told.get("epochs", 0))]),
+        folder=folder,
+        reason=told.get("reason"),
+        values=values,
+        seconds=float(told.get("seconds", 0.0)),
+        attempts=tuple(told.get("attempts", ())),
+    )
+
+
+def best_first(rows: tuple[TrialRow, ...]) -> list[TrialRow]:
+    """Trials with a value: complete ones by value, then those that were stopped, later ones first."""
+    valued = [row for row in rows if row.value is not None and row.state in ("complete", "pruned")]
+    return sorted(
+        valued, key=lambda row: (row.state != "complete", -row.epochs if row.state != "complete" else 0, row.value)
+    )
+
+
+def finalists(rows: tuple[TrialRow, ...], top: int) -> list[TrialRow]:
+    """The finalists: the best `top` complete trials."""
+    return [row for row in best_first(rows) if row.state == "complete"][:top]
+
+
+def front(rows: tuple[TrialRow, ...], objectives: tuple[ObjectiveSettings, ...]) -> tuple[int, ...]:
+    """Numbers of the complete trials that no other one beats: at least as good in all objectives, better in one."""
+    signs = [1.0 if objective.direction == "minimize" else -1.0 for objective in objectives]
+    points = {
+        row.number: tuple(sign * value for sign, value in zip(signs, row.values, strict=True))
+        for row in rows
+        if row.state == "complete" and len(row.values) == len(signs)
+    }
+
+    def beaten(point: tuple[float, ...]) -> bool:
+        others = (other for other in points.values() if other != point)
+        return any(all(theirs <= ours for theirs, ours in zip(other, point, strict=True)) for other in others)
+
+    return tuple(number for number, point in points.items() if not beaten(point))
 
 
 def open_storage(out: Path, storage: str) -> BaseStorage:
@@ -87,119 +162,6 @@ def open_storage(out: Path, storage: str) -> BaseStorage:
             ) from error
 
 
-class Ledger:
-    """A study's storage, and what the search writes to it."""
-
-    def __init__(self, out: Path, space: Space, *, store: str, resume: bool) -> None:
-        """Create the study, or open it with `resume`. store: identity of the store that trials read."""
-        self.out, self.space = out, space
-        storage = open_storage(out, space.storage)
-        name = out.name
-        with quiet_optuna():
-            known = name in optuna.get_all_study_names(storage)
-            if known and not resume:
-                raise InputError(
-                    f"the storage already holds a study '{name}'",
-                    got=space.storage,
-                    remedy="name another folder with --out, or continue with --resume",
-                )
-            self.study: Study = optuna.create_study(
-                storage=storage, study_name=name, direction=space.direction, load_if_exists=True
-            )
-        if not known:
-            self.study.set_user_attr("store", store)
-            with quiet_optuna():
-                self.study.set_metric_names([space.metric])
-        elif self.study.user_attrs.get("store", store) != store:
-            raise InputError(
-                f"{out} was made with another store",
-                got=store,
-                expected=self.study.user_attrs["store"],
-                remedy="name that store, or start a new study",
-            )
-
-    def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Trials of these states (default: all), without those that were superseded or refused."""
-        found = self.study.get_trials(deepcopy=False, states=states or None)
-        return [trial for trial in found if not ({"superseded", "refused"} & set(trial.user_attrs))]
-
-    def folder(self, trial: FrozenTrial) -> Path:
-        """The trial's run folder."""
-        name = trial.user_attrs.get("folder") or f"{trial.number:04d}"
-        return self.out / TRIALS / str(name)
-
-    @property
-    def left(self) -> int:
-        """Trials that the budget still allows."""
-        return max(0, self.space.budget.trials - len(self.trials(*STATES)))
-
-    def adopt_orphans(self) -> tuple[int, int]:
-        """Settle trials that a dead driver left RUNNING; (finished ones now told, unfinished ones to be continued).
-
-        A finished run folder is told COMPLETE. Another trial is queued again with its parameters and folder, so that it
-        goes on from its checkpoint, and then marked FAIL, in this order: dying in between loses nothing.
-        """
-        told = continued = 0
-        following = {trial.user_attrs.get("continues") for trial in self.study.get_trials(deepcopy=False)}
-        for orphan in self.trials(TrialState.RUNNING):
-            folder = self.folder(orphan)
-            value = self._recorded_value(orphan, folder)
-            if value is not None:
-                self.study.tell(orphan.number, value)
-                told += 1
-                continue
-            if "folder" in orphan.user_attrs and orphan.number not in following:
-                attributes = {"continues": orphan.number, "folder": folder.name}
-                self.study.enqueue_trial(orphan.params, user_attrs=attributes)
-                continued += 1
-            self._set(orphan, "superseded", True)
-            self._set(orphan, "reason", "the driver ended while it ran")
-            self.study.tell(orphan.number, state=TrialState.FAIL)
-        return told, continued
-
-    def _set(self, trial: FrozenTrial, key: str, value: Any) -> None:
-        self.study._storage.set_trial_user_attr(trial._trial_id, key, value)
-
-    def _recorded_value(self, orphan: FrozenTrial, folder: Path) -> float | None:
-        """The objective in a finished run folder, its epochs written to the storage; None if it is unfinished."""
-        if not (folder / MANIFEST).is_file():
-            return None
-        value = None
-        for epoch, reported in recorded_values(folder, self.space.metric).items():
-            value = reported
-            if epoch not in orphan.intermediate_values:
-                self.study._storage.set_trial_intermediate_value(orphan._trial_id, epoch, reported)
-        return value
-
-    def rows(self) -> tuple[TrialRow, ...]:
-        """Every trial that ended, by number."""
-        return tuple(self._row(trial) for trial in self.trials(*STATES))
-
-    def _row(self, trial: FrozenTrial) -> TrialRow:
-        value = trial.value if trial.state is not TrialState.FAIL else None
-        return TrialRow(
-            number=trial.number,
-            state=STATES[trial.state],
-            value=value,
-            parameters=trial.user_attrs.get("parameters", dict(trial.params)),
-            epochs=max(trial.intermediate_values, default=0),
-            folder=str(self.folder(trial).relative_to(self.out)),
-            reason=trial.user_attrs.get("reason"),
-        )
-
-    def summary(self, seconds: float, concurrent: int) -> StudySummary:
-        """The study as it stands. seconds: wall time of this search."""
-        rows = self.rows()
-        ended = [row for row in rows if row.state == "complete"] or [row for row in rows if row.state == "pruned"]
-        best = min((row for row in ended if row.value is not None), key=_value, default=None)
-        return StudySummary(self.out, self.space.metric, self.space.direction, rows, best, seconds, concurrent)
-
-
-def _value(row: TrialRow) -> float:
-    assert row.value is not None
-    return row.value
-
-
 def recorded_values(folder: Path, metric: str) -> dict[int, float]:
     """The metric by epoch from a run folder's `metrics.jsonl`, finite values only; empty where there is none."""
     return {
@@ -209,21 +171,33 @@ def recorded_values(folder: Path, metric: str) -> dict[int, float]:
     }
 
 
-def write_study(summary: StudySummary, inputs: Mapping[str, str]) -> Manifest:
-    """Write the table of trials and the manifest, which finishes the study's folder.
+def final_metrics(folder: Path) -> dict[str, Any]:
+    """Numbers from a finished run folder: the metrics of its last epoch, and `parameters`; empty for any other."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    facts = read_manifest(folder, "run").facts
+    told = {**(facts.get("metrics") or {}), "parameters": facts.get("parameters")}
+    return {name: value for name, value in told.items() if isinstance(value, int | float)}
+
+
+def write_study(summary: StudySummary, inputs: Mapping[str, str], facts: Mapping[str, Any]) -> Manifest:
+    """Write the table of trials and the manifest, which finishes the study's folder. facts: more than the summary's.
 
     The journal is not among the hashed files: dashboards that people open on it write to it.
     """
     rows = [asdict(row) for row in summary.trials]
     write_json(summary.out / TABLE, rows)
-    facts = {
+    said = {
         "metric": summary.metric,
         "direction": summary.direction,
+        "objectives": [asdict(objective) for objective in summary.objectives],
         "counts": summary.counts,
         "epochs": summary.epochs,
         "seconds": round(summary.seconds, 3),
+        "gpu_hours": round(summary.gpu_hours, 4),
         "concurrent": summary.concurrent,
         "best": asdict(summary.best) if summary.best else None,
+        "front": list(summary.front),
         "trials": rows,
     }
-    return write_manifest(summary.out, "study", files=[SPACE, TABLE], inputs=inputs, facts=facts)
+    return write_manifest(summary.out, "study", files=[SPACE, TABLE], inputs=inputs, facts={**said, **facts})

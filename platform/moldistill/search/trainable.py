@@ -1,50 +1,20 @@
-"""The Ray actor that runs trials inline, one after another, and hands each report to Tune."""
+"""The Ray actor that runs trials, one after another, and hands each report to Tune."""
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from ray import tune
 
-from moldistill.core.artifacts import MANIFEST, read_manifest
-from moldistill.core.errors import InputError, RunError
-from moldistill.training.loop import EpochReport
-from moldistill.trial.spec import TrialSpec
+from moldistill.search.attempts import DivergedError, Job, Outcome, Runner, Stopped, run_job, shrunk
+from moldistill.trial.memory import memory_reason
 
-Outcome = Literal["complete", "failed", "stopped"]
+__all__ = ["DivergedError", "Job", "Outcome", "Runner", "Stopped", "TrialActor", "memory_reason", "run_job", "shrunk"]
 
 JOIN_SECONDS = 120.0
 """How long a stopped trial may take to make its files safe before its actor is given up."""
-
-
-Runner = Callable[..., Any]
-"""``runner(spec, report=…)``: `trial.run.run_trial`, or what a test puts in its place. Picklable."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Job:
-    """One trial as the actor gets it."""
-
-    number: int
-    spec: TrialSpec
-    runner: Runner
-    metric: str
-
-    def __repr__(self) -> str:
-        return f"trial {self.number}"  # Tune writes it into names and logs
-
-
-class Stopped(Exception):  # noqa: N818  (no error: the scheduler's decision)
-    """Raised out of `report` in a trial that the scheduler has stopped."""
-
-
-class DivergedError(RunError):
-    """A loss or metric is no longer a finite number."""
 
 
 class TrialActor(tune.Trainable):
@@ -57,8 +27,8 @@ class TrialActor(tune.Trainable):
         self._current = _TrialThread(config["job"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Tune's hook: the next trial. False gives up the actor, when the last one does not end."""
-        if not self._current.end():
+        """Tune's hook: the next trial. False gives up the actor: the last one does not end, or has broken the GPU."""
+        if not self._current.end() or self._current.spoiled:
             return False
         self._current = _TrialThread(new_config["job"])
         return True
@@ -81,6 +51,7 @@ class _TrialThread(threading.Thread):
         self._results: queue.Queue[dict[str, Any]] = queue.Queue()
         self._go_on = threading.Semaphore(0)
         self._stop_asked = False
+        self.spoiled = False
 
     def proceed(self) -> dict[str, Any]:
         if self.ident is None:
@@ -102,6 +73,8 @@ class _TrialThread(threading.Thread):
         try:
             last = run_job(self.job, self._report)
         finally:
+            # Whatever this process asks of its GPU after such an error fails, too.
+            self.spoiled = any("CUDA error" in attempt["reason"] for attempt in last.get("attempts", ()))
             self._results.put(last | {"done": True})
 
     def _report(self, metrics: dict[str, Any]) -> None:
@@ -109,47 +82,3 @@ class _TrialThread(threading.Thread):
         self._go_on.acquire()
         if self._stop_asked:
             raise Stopped
-
-
-def run_job(job: Job, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Run a trial to its end and say how it ended: `outcome`, and the last metrics or the `reason`.
-
-    A trial that raises is tried once more, from its checkpoint where it has one. Wrong settings and a diverged loss
-    would end the same way again: they are not.
-    """
-    last: dict[str, Any] = {}
-
-    def forward(epoch_report: EpochReport) -> None:
-        told = epoch_report.metrics
-        for name in ("train_loss", job.metric):
-            if name in told and not math.isfinite(told[name]):
-                raise DivergedError(f"diverged: {name} is {told[name]} at epoch {epoch_report.epoch}")
-        if job.metric in told:
-            last.update({name: float(value) for name, value in told.items()}, epoch=int(epoch_report.epoch))
-            report(dict(last))
-
-    reason = ""
-    for attempt in (1, 2):
-        started = job.spec.out.is_dir() and any(job.spec.out.iterdir())
-        try:
-            job.runner(replace(job.spec, resume=started), report=forward)
-        except Stopped:
-            return last | {"outcome": "stopped"}
-        except (DivergedError, InputError) as error:
-            return {"outcome": "failed", "reason": error.what, "attempts": attempt}
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            continue
-        final = {**_final_metrics(job), **last}
-        if job.metric not in final or "epoch" not in final:
-            return {"outcome": "failed", "reason": f"the trial never reported {job.metric}", "attempts": attempt}
-        return {**final, "outcome": "complete", "attempts": attempt}
-    return {"outcome": "failed", "reason": f"{reason} (twice)", "attempts": 2}
-
-
-def _final_metrics(job: Job) -> dict[str, Any]:
-    """Metrics from the run folder: of a trial that had ended before, and so reports nothing more."""
-    if not (job.spec.out / MANIFEST).is_file():
-        return {}
-    metrics = read_manifest(job.spec.out, "run").facts.get("metrics") or {}
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,30 @@ from typing import Any
 from optuna.trial import TrialState
 from ray import tune
 
-from moldistill.core.artifacts import MANIFEST, check_out, read_manifest, write_text
+from moldistill.core.artifacts import MANIFEST, read_manifest, write_text
 from moldistill.core.cluster import cluster, ordered_map
-from moldistill.core.config import dump_yaml, read_yaml
+from moldistill.core.config import dump_yaml
 from moldistill.core.errors import InputError, RunError
+from moldistill.core.locking import exclusive
 from moldistill.core.progress import log, progress
+from moldistill.data.store import Store
 from moldistill.data.teachers import check_store, joint_identity
+from moldistill.search.bridge import Crew, Decider, Plan, Proposer, Recorder
 from moldistill.search.checks import check_space
+from moldistill.search.conductor import Conductor
+from moldistill.search.continuing import Mode, check_folder, warm_start
+from moldistill.search.disk import kept
 from moldistill.search.explain import cluster_capacity, concurrency
+from moldistill.search.finalists import facts, run_finalists
+from moldistill.search.ledger import Ledger
+from moldistill.search.live import watched
 from moldistill.search.parse import Source, load_space
-from moldistill.search.schedulers import Scheduler, make_scheduler
-from moldistill.search.searcher import LedgerSearch, Plan
 from moldistill.search.space import Space
-from moldistill.search.study import JOURNAL, SPACE, TRIALS, Ledger, StudySummary, write_study
+from moldistill.search.study import LOCK, SPACE, TRIALS, StudySummary, write_study
+from moldistill.search.tracking import Trackers, check_tracking
 from moldistill.search.trainable import Runner, TrialActor
+from moldistill.training.evaluate import constant_error
+from moldistill.trial.ray_train import run_trial_under_ray
 from moldistill.trial.run import finish_run, run_trial
 from moldistill.trial.spec import TrialSpec
 
@@ -39,6 +48,7 @@ _TUNE_ENVIRONMENT = {
     "TUNE_RESULT_BUFFER_LENGTH": "1",  # a buffered report reaches the scheduler too late
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read again
 }
+_SPLIT_OF = {"valid_mae": "valid", "valid_3d_mae": "valid-3d"}
 
 
 def search(
@@ -48,48 +58,51 @@ def search(
     *,
     overrides: Sequence[str] = (),
     targets: str | Sequence[str] = (),
-    resume: bool = False,
+    mode: Mode = "new",
+    warm: Sequence[Path] = (),
     dry_run: bool = False,
-    runner: Runner = run_trial,
+    runner: Runner | None = None,
     finisher: Runner = finish_run,
 ) -> StudySummary:
     """Run a space's budget of trials and write the study's folder.
 
-    resume: continue a study in `out`: finished trials count, interrupted ones go on from their checkpoints.
-    dry_run: check everything, start and write nothing. runner: what runs one trial, ``runner(spec, report=…)``.
-    finisher: what completes the folder of one that was stopped, ``finisher(spec)``.
+    mode: `resume` continues a study in `out`: finished trials count, interrupted ones go on from their checkpoints;
+    `extend` does so with another budget or another space. warm: studies whose trials a new one begins with.
+    dry_run: check everything, start and write nothing. runner: what runs one trial, ``runner(spec, report=…)``
+    (default: in the actor, or under Ray Train, as the space says). finisher: what completes the folder of one that was
+    stopped, ``finisher(spec)``.
 
-    Raises InputError before anything starts for a wrong space, store or folder; RunError where every trial failed.
+    Raises InputError before anything starts for a wrong space, store or folder, and where another search writes the
+    study; RunError where every trial failed.
     """
     space = load_space(space_source, overrides, targets=targets)
     store = store.expanduser().absolute()
     inputs = _check_inputs(space, store)
-    out = _check_folder(out, space, resume)
+    out = check_folder(out, space, mode)
     if dry_run:
         concurrent = concurrency(space.resources, cluster_capacity(), space.where)
-        return StudySummary(out, space.metric, space.direction, (), None, 0.0, concurrent)
-    started = time.monotonic()
-    with cluster():
+        return StudySummary(out, space.objectives, (), None, (), 0.0, 0.0, concurrent)
+    runner = runner or (run_trial if space.inline else run_trial_under_ray)
+    with exclusive(out / LOCK, f"another search writes the study {out}"), cluster():
         concurrent = concurrency(space.resources, cluster_capacity(), space.where)
-        (out / MANIFEST).unlink(missing_ok=True)
-        write_text(out / SPACE, dump_yaml(dict(space.mapping)))
-        (out / TRIALS).mkdir(exist_ok=True)
-        ledger = Ledger(out, space, store=inputs["store"], resume=resume)
+        ledger = _open(out, space, inputs, warm)
         _run(ledger, Plan(store, runner), concurrent)
         _finish_stopped(ledger, store, finisher)
-    summary = ledger.summary(time.monotonic() - started, concurrent)
-    if summary.trials and summary.best is None:
-        raise RunError(
-            f"all {len(summary.trials)} trials failed; the first: {summary.trials[0].reason}",
-            remedy=f"look at {out / TRIALS}, change the space or its base, and start a new study",
-        )
-    write_study(summary, inputs)
+        summary = ledger.summary(concurrent)
+        if summary.trials and summary.best is None:
+            raise RunError(
+                f"all {len(summary.trials)} trials failed; the first: {summary.trials[0].reason}",
+                remedy=f"look at {out / TRIALS}, change the space or its base, and start a new study",
+            )
+        replicates = run_finalists(ledger, store, runner, concurrent)
+        write_study(summary, inputs, {"finalists": facts(replicates)})
     return summary
 
 
 def _check_inputs(space: Space, store: Path) -> dict[str, str]:
     """Identities of what the trials read, after checking that it is there and fits together."""
     checked = check_space(space)
+    check_tracking(space)
     inputs = {"store": read_manifest(store, "store").identity}
     if checked.needs_targets:
         raise InputError(
@@ -107,80 +120,65 @@ def _check_inputs(space: Space, store: Path) -> dict[str, str]:
     return inputs
 
 
-def _check_folder(out: Path, space: Space, resume: bool) -> Path:
-    """Absolute form of the study's folder; InputError unless it is new, or a study of this space to be resumed."""
-    out = out.expanduser().absolute()
-    begun = out / SPACE
-    if not resume:
-        if begun.is_file() and (out / TRIALS).is_dir():
-            raise InputError(
-                f"{out} holds a study",
-                expected="a new folder",
-                remedy="continue it with --resume, or name another --out",
-            )
-        return check_out(out)
-    if not begun.is_file():
-        if out.is_dir() and all(entry.name.startswith(".") for entry in out.iterdir()):
-            return out  # the earlier search ended before it wrote anything
-        raise InputError(f"{out} holds no study to resume", expected=f"a folder with {SPACE}", remedy="drop --resume")
-    # What a trial holds decides its number of threads, and so its last bits: only how many run at once may change.
-    earlier, now = (_comparable(mapping) for mapping in (read_yaml(begun), space.mapping))
-    changed = [key for key in now if earlier.get(key) != now[key]]
-    if changed:
-        raise InputError(
-            f"{out} was begun with another search space",
-            got="other values of " + ", ".join(changed),
-            expected=f"the space in {begun} (budget and resources.concurrent may change)",
-            remedy=f"resume with that file, or start a new study; its journal is {out / JOURNAL}",
-        )
-    return out
-
-
-def _comparable(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    held = {key: value for key, value in (mapping.get("resources") or {}).items() if key != "concurrent"}
-    return {key: value for key, value in mapping.items() if key != "budget"} | {"resources": held}
+def _open(out: Path, space: Space, inputs: dict[str, str], warm: Sequence[Path]) -> Ledger:
+    """The ledger, with this process as its driver."""
+    (out / MANIFEST).unlink(missing_ok=True)
+    write_text(out / SPACE, dump_yaml(dict(space.mapping)))
+    (out / TRIALS).mkdir(exist_ok=True)
+    ledger = Ledger.create(out, space, inputs)
+    ledger.take()
+    warm_start(ledger, warm, inputs)
+    return ledger
 
 
 def _run(ledger: Ledger, plan: Plan, concurrent: int) -> None:
     """Run what the budget leaves."""
-    space, out = ledger.space, ledger.out
-    told, continued = ledger.adopt_orphans()
+    out = ledger.out
+    conductor = Conductor(ledger, penalty=lambda: _constant_error(ledger.space, plan.store))
+    told, continued = conductor.adopt()
     if told or continued:
         log(f"resuming: {told} trials had finished unnoticed, {continued} go on from their checkpoints")
-    left = ledger.left
-    if not left:
+    if not (conductor.left or continued) or conductor.spending.over():
         return
-    scheduler = make_scheduler(space, ledger)
-    scratch = out / ".tune"
-    try:
-        with progress(f"search {out.name}", total=left) as bar, _quiet_tune():
-            searcher = LedgerSearch(ledger, plan, scheduler, bar)
-            _make_tuner(searcher, scheduler, left, concurrent, scratch).fit()
-    except KeyboardInterrupt:
-        log(f"interrupted; continue with --resume --out {out}")
-        raise
-    except tune.TuneError as error:
-        raise RunError(
-            "Ray Tune gave up", got=str(error).strip().splitlines()[-1], remedy=f"continue with --resume --out {out}"
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    if searcher.failure is not None:
-        raise searcher.failure
+    with watched(conductor, f"search {out.name}") as watch:
+        crew = Crew(conductor, plan, Trackers(ledger.space, out), watch)
+        run_tune(crew, concurrent, out / ".tune")
+    lost = crew.lost or conductor.failure
+    if lost is not None:
+        raise lost
     if ledger.trials(TrialState.RUNNING):
         raise RunError("Ray Tune ended before the search did", remedy=f"continue with --resume --out {out}")
 
 
-def _make_tuner(
-    searcher: LedgerSearch, scheduler: Scheduler, trials: int, concurrent: int, scratch: Path
-) -> tune.Tuner:
-    resources = searcher.space.resources
+def run_tune(crew: Crew, concurrent: int, scratch: Path) -> None:
+    """Let Tune run trials until the conductor proposes no more. scratch: for Tune's files, removed at the end."""
+    try:
+        with _quiet_tune():
+            _make_tuner(crew, concurrent, scratch).fit()
+    except KeyboardInterrupt:
+        log(f"interrupted; continue with --resume --out {crew.conductor.ledger.out}")
+        raise
+    except tune.TuneError as error:
+        raise RunError(
+            "Ray Tune gave up",
+            got=str(error).strip().splitlines()[-1],
+            remedy=f"continue with --resume --out {crew.conductor.ledger.out}",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_tuner(crew: Crew, concurrent: int, scratch: Path) -> tune.Tuner:
+    space = crew.conductor.space
+    resources = space.resources
+    # Workers of Ray Train hold the resources themselves: an actor that waits for them must hold none, or they starve.
+    held = {"cpu": resources.cpus, "gpu": resources.gpus} if space.inline else {"cpu": 0.0}
     return tune.Tuner(
-        tune.with_resources(TrialActor, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        tune.with_resources(TrialActor, held),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=trials,
+            search_alg=Proposer(crew),
+            scheduler=Decider(crew),
+            num_samples=-1,  # until the conductor proposes no more
             max_concurrent_trials=concurrent,
             reuse_actors=True,
             trial_name_creator=_trial_name,
@@ -190,7 +188,8 @@ def _make_tuner(
             name="tune",
             storage_path=str(scratch),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[Recorder(crew)],
+            failure_config=tune.FailureConfig(max_failures=space.options.failures.retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs keep their own
         ),
     )
@@ -200,12 +199,18 @@ def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
+def _constant_error(space: Space, store: Path) -> float:
+    """MAE (eV) of the training median on the rows that the search goes by."""
+    return constant_error(Store.open(store), _SPLIT_OF[space.metric])
+
+
 def _finish_stopped(ledger: Ledger, store: Path, finisher: Runner) -> None:
-    """Complete the run folders of trials that were stopped early: weights of the last checkpoint, predictions."""
+    """Complete the run folders of kept trials that were stopped early: weights of the last checkpoint, predictions."""
+    stay = kept(ledger.rows(), ledger.space.options.keep)
     unfinished = []
     for trial in ledger.trials(TrialState.PRUNED):
         folder = ledger.folder(trial)
-        if not (folder / MANIFEST).is_file():
+        if trial.number in stay and not (folder / MANIFEST).is_file():
             settings = ledger.space.settings(trial.user_attrs["parameters"])
             unfinished.append((finisher, TrialSpec(settings=settings, store=store, out=folder)))
     if not unfinished:

@@ -43,6 +43,15 @@ class Collective:
             start += count
         return flat[start:].to(more.dtype)
 
+    def lead(self, *numbers: int) -> tuple[int, ...]:
+        """The first worker's numbers, at every worker."""
+        if self.world_size == 1:
+            return numbers
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        told = torch.tensor(numbers, dtype=torch.int64, device=device)
+        dist.broadcast(told, src=0)
+        return tuple(told.tolist())
+
     def wait(self) -> None:
         """Return when every worker has come here."""
         if self.world_size > 1:

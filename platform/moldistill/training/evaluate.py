@@ -82,6 +82,12 @@ def training_rows(settings: RunSettings, store: Store, targets: TeacherSet | Non
     return rows
 
 
+def constant_error(store: Store, split: str) -> float:
+    """MAE (eV) of the training median on the labelled rows of a split: the error of a model that knows nothing."""
+    targets = store.target[_labelled(store, store.usable(store.rows(split)))]
+    return float(np.abs(targets - target_scale(store).median).mean())
+
+
 def target_scale(store: Store) -> TargetScale:
     """Mean, standard deviation and median of the finite targets of the split `train`, over rows with a graph."""
     targets = np.asarray(store.target[_labelled(store, store.usable(store.rows("train")))])

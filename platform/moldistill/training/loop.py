@@ -58,6 +58,7 @@ HELD_LOW = 0.1
 NOT_THE_COURSE = (
     "workers",
     "min_workers",
+    "accumulate",
     "cpus_per_worker",
     "device",
     "max_failures",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -16,34 +14,33 @@ from moldistill.core.config import load_run
 from moldistill.core.errors import InputError
 from moldistill.core.progress import log
 from moldistill.core.settings import RunSettings
-from moldistill.core.vocabulary import vocabulary_hash
 from moldistill.data.store import Store
 from moldistill.data.teachers import TeacherSet
 from moldistill.distill.diagnostics import warnings_by_size
 from moldistill.models.registry import check_name
 from moldistill.training.budget import is_open, settle
-from moldistill.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint, save_weights
+from moldistill.training.checkpoint import load_checkpoint, save_checkpoint
 from moldistill.training.collective import ALONE, Collective
-from moldistill.training.evaluate import MEASURED, errors_by_size, predict_split, training_rows
+from moldistill.training.evaluate import training_rows
 from moldistill.training.loop import NOT_THE_COURSE, EpochReport, Trainer
 from moldistill.trial.boards import Board
+from moldistill.trial.cancel import CancelledError, CancelWatch
+from moldistill.trial.ending import close, complete
+from moldistill.trial.fence import Fence, has_begun
 from moldistill.trial.folder import (
     CONFIG,
-    PREDICTIONS,
     LoadedRun,
     append_metrics,
     claim_folder,
-    finish,
     keep_metrics,
     load_run_folder,
     read_metrics,
     write_config,
 )
+from moldistill.trial.memory import limit_gpu_memory
 from moldistill.trial.spec import RunResult, TrialSpec
 
 __all__ = ["EpochReport", "LoadedRun", "finish_run", "load_run_folder", "run_trial"]
-
-SPLITS_OF_ROLE = {"student": ("valid", "valid-3d", "test-dev", "test-challenge"), "teacher": ("valid-3d",)}
 
 Report = Callable[[EpochReport], None]
 
@@ -77,7 +74,8 @@ def open_targets(settings: RunSettings, store: Store) -> TeacherSet | None:
 def check_run(spec: TrialSpec) -> None:
     """Raise InputError for what can be known to be wrong before a worker is started: model, device, data."""
     check_name(spec.settings.role, spec.settings.model.name)
-    choose_device(spec.settings)
+    if spec.gpus is None:  # else the GPUs are the workers', and this process sees none
+        choose_device(spec.settings)
     store = Store.open(spec.store)
     training_rows(spec.settings, store, open_targets(spec.settings, store))
 
@@ -90,6 +88,8 @@ def make_trainer(spec: TrialSpec, collective: Collective = ALONE) -> Trainer:
         torch.set_num_threads(settings.training.cpus_per_worker)
     elif settings.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS picks kernels that do not repeat
+    if device.type == "cuda":
+        limit_gpu_memory(spec.gpu_memory)
     store = Store.open(spec.store)
     return Trainer(settings, store, open_targets(settings, store), collective=collective, device=device)
 
@@ -121,51 +121,82 @@ def run_trial(spec: TrialSpec, *, report: Report | None = None, collective: Coll
     """Train as the spec says and leave a finished run folder.
 
     `report` is called after every evaluated epoch, when the folder is safe; what it raises ends the run there, to be
-    resumed or finished later. With several workers each calls this; the first one writes.
+    resumed or finished later. With several workers each calls this; the first one claims the folder, and writes.
+    Raises SupersededError where another attempt claims the folder meanwhile, and CancelledError (`trial.cancel`).
     """
-    if spec.resume and (spec.out / MANIFEST).is_file():
-        return RunResult(spec.out, dict(read_manifest(spec.out, "run").facts["metrics"]))
-    if collective.leads:
-        claim_folder(spec.out, spec.resume)
+    fence = _claim(spec) if collective.leads and not _is_finished(spec) else None
+    (finished,) = collective.lead(int(_is_finished(spec)))
+    if finished:  # perhaps just now, by the attempt that had the folder
+        return _result(spec)
     spec = settled(spec, collective)
     trainer = make_trainer(spec, collective)
     checkpoint = load_checkpoint(spec.out, trainer.fingerprint) if spec.resume else None
     if checkpoint is not None:
         trainer.restore(checkpoint)
     collective.wait()
-    if collective.leads:
-        write_config(spec.out, spec.settings)
-        keep_metrics(spec.out, trainer.epoch)
-    _train(trainer, spec, report, collective)
-    if collective.leads:
-        _complete(trainer, spec)  # the others do not wait: it may take longer than a process group's patience
+    if fence is not None:
+        with fence:
+            write_config(spec.out, spec.settings)
+            keep_metrics(spec.out, trainer.epoch)
+    _train(trainer, spec, report, fence)
+    if fence is not None:
+        complete(trainer, spec, fence)  # the others do not wait: it may take longer than a process group's patience
     records = read_metrics(spec.out)
     return RunResult(spec.out, records[-1])
 
 
-def _train(trainer: Trainer, spec: TrialSpec, report: Report | None, collective: Collective) -> None:
+def _is_finished(spec: TrialSpec) -> bool:
+    return spec.resume and (spec.out / MANIFEST).is_file()
+
+
+def _result(spec: TrialSpec) -> RunResult:
+    return RunResult(spec.out, dict(read_manifest(spec.out, "run").facts["metrics"]))
+
+
+def _claim(spec: TrialSpec) -> Fence:
+    claim_folder(spec.out, spec.resume)
+    return Fence.claim(spec.out, spec.owner)
+
+
+def _train(trainer: Trainer, spec: TrialSpec, report: Report | None, fence: Fence | None) -> None:
+    """Train to the end. fence: of the first worker, who writes."""
     training, warned = spec.settings.training, set[str]()
-    saver = _Saver(trainer, spec)
-    with Board(spec.out if collective.leads else None) as board:
-        for state in trainer.fit(saver.after_step if collective.leads else None):
-            if collective.leads:
-                append_metrics(spec.out, state.metrics)
-                board.add(state.epoch, state.metrics)
-                _warn(state, warned)
-                if state.epoch % training.checkpoint_every == 0 or trainer.step == trainer.total_steps:
-                    saver.save()
-            if report is not None and state.evaluated:
-                report(state)
+    saver = _Saver(trainer, spec, fence) if fence is not None else None
+    watch = CancelWatch(spec.out, trainer.collective)
+
+    def after_step() -> None:
+        if saver is not None:
+            saver.after_step()
+        watch.after_step()
+
+    with Board(spec.out if fence is not None else None) as board:
+        try:
+            watch.look()
+            for state in trainer.fit(after_step):
+                if saver is not None:
+                    saver.record(state.metrics)
+                    board.add(state.epoch, state.metrics)
+                    _warn(state, warned)
+                    if state.epoch % training.checkpoint_every == 0 or trainer.step == trainer.total_steps:
+                        saver.save()
+                watch.look()
+                if report is not None and state.evaluated:
+                    report(state)
+        except CancelledError:
+            if saver is not None:
+                saver.save()
+            raise
 
 
 class _Saver:
-    """Writes checkpoints: when it is told to, and within an epoch when the last one is old.
+    """Writes metrics, and checkpoints: when it is told to, and within an epoch when the last one is old.
 
     The first worker decides alone, since all workers hold the same state.
     """
 
-    def __init__(self, trainer: Trainer, spec: TrialSpec) -> None:
+    def __init__(self, trainer: Trainer, spec: TrialSpec, fence: Fence) -> None:
         self.trainer, self.run, self.training = trainer, spec.out, spec.settings.training
+        self.fence = fence
         self.last = time.monotonic()
 
     def after_step(self) -> None:
@@ -175,8 +206,15 @@ class _Saver:
 
     def save(self) -> None:
         """A checkpoint."""
-        save_checkpoint(self.run, self.trainer.checkpoint(), self.training.keep_checkpoints)
+        checkpoint = self.trainer.checkpoint()
+        with self.fence:
+            save_checkpoint(self.run, checkpoint, self.training.keep_checkpoints)
         self.last = time.monotonic()
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """The metrics of an epoch."""
+        with self.fence:
+            append_metrics(self.run, metrics)
 
 
 def _warn(state: EpochReport, warned: set[str]) -> None:
@@ -194,59 +232,21 @@ def finish_run(spec: TrialSpec) -> RunResult:
 
     Raises InputError where there is no checkpoint yet.
     """
-    if (spec.out / MANIFEST).is_file():
-        return RunResult(spec.out, dict(read_manifest(spec.out, "run").facts["metrics"]))
-    spec = settled(replace(spec, resume=True))
+    spec = replace(spec, resume=True)
+    if _is_finished(spec):
+        return _result(spec)
+    none = InputError(f"{spec.out} has no checkpoint", remedy="run the trial again")
+    if not has_begun(spec.out):
+        raise none
+    spec = settled(spec)
+    fence = _claim(spec)
+    if _is_finished(spec):
+        return _result(spec)
     trainer = make_trainer(spec)
     checkpoint = load_checkpoint(spec.out, trainer.fingerprint)
     if checkpoint is None:
-        raise InputError(f"{spec.out} has no checkpoint", remedy="run the trial again")
+        raise none
     trainer.restore(checkpoint)
-    keep_metrics(spec.out, trainer.epoch)
-    if trainer.sums.steps:
-        append_metrics(spec.out, trainer.close_epoch(evaluate=True).metrics)
-    elif (records := read_metrics(spec.out)) and not records[-1].keys() & MEASURED[spec.settings.role]:
-        keep_metrics(spec.out, trainer.epoch - 1)
-        append_metrics(spec.out, records[-1] | trainer.evaluate())
-    _complete(trainer, spec)
+    close(trainer, spec, fence)
+    complete(trainer, spec, fence)
     return RunResult(spec.out, read_metrics(spec.out)[-1])
-
-
-def _complete(trainer: Trainer, spec: TrialSpec) -> None:
-    """Weights, predictions and, last, the manifest."""
-    model, store, role = trainer.averaged.model, trainer.store, spec.settings.role
-    largest = int(store.size(trainer.rows).max())
-    errors: dict[str, list[dict[str, Any]]] = {}
-    save_weights(model, spec.out / WEIGHTS)
-    for split in SPLITS_OF_ROLE[role]:
-        if len(store.rows(split)):
-            predictions = predict_split(model, store, split, role=role, scale=trainer.scale, device=trainer.device)
-            predictions.save(spec.out / PREDICTIONS / f"{split}.npz")
-            if by_size := errors_by_size(store, predictions, largest):
-                errors[split] = [asdict(item) for item in by_size]
-    inputs = {"store": store.identity}
-    if trainer.targets is not None:
-        inputs["targets"] = trainer.targets.identity
-    finish(spec.out, inputs=inputs, facts=_facts(trainer, spec) | {"errors_by_size": errors})
-
-
-def _facts(trainer: Trainer, spec: TrialSpec) -> dict[str, Any]:
-    metrics = read_metrics(spec.out)[-1]
-    return {
-        "role": spec.settings.role,
-        "metrics": metrics,
-        "epochs": trainer.epoch,
-        "steps": trainer.step,
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "scale": asdict(trainer.scale),
-        "store": trainer.store.identity,
-        "store_path": str(trainer.store.path),
-        "split_hash": trainer.store.split_hash,
-        "vocabulary": vocabulary_hash(),
-        "training_rows": len(trainer.rows),
-        "largest_training_molecule": int(trainer.store.size(trainer.rows).max()),
-        "seconds": trainer.seconds,
-        "seed": spec.settings.training.seed,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moldistill.core.progress import log
-from moldistill.verbs.common import Json, Out, Overrides, Resume, StoreAt, done
+from moldistill.verbs.common import Json, Out, Overrides, Resume, StoreAt, done, print_json
 
 Targets = Annotated[
     list[str] | None, typer.Option(help="Folder that `cache` wrote, for distilled students; once for each teacher.")
@@ -21,16 +21,33 @@ def explain(
     space: Annotated[str, typer.Argument(metavar="SPACE.yaml", help="A search space, or the name of a shipped one.")],
     overrides: Overrides = None,
     targets: Targets = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Folder that `prepare` wrote: times real steps, to foresee the cost.")
+    ] = None,
+    preflight: Annotated[
+        bool,
+        typer.Option("--preflight", help="Send empty trials through Ray Tune: does the scheduler hear of metrics?"),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a search space means: its tree, five sampled configurations, its cost; refuse dead parameters.
 
-    Example: moldistill explain normalization
+    Example: moldistill explain normalization --store store --targets targets
     """
-    from moldistill.search.explain import explain as run_explain
+    from moldistill.search.explain import explain_space
+    from moldistill.search.parse import load_space
 
-    explanation = run_explain(space, overrides or [], targets=targets or ())
-    sys.stdout.write((json.dumps(asdict(explanation), default=str, indent=2) if as_json else explanation.text()) + "\n")
+    loaded = load_space(space, overrides or [], targets=targets or ())
+    explanation = explain_space(loaded, store)
+    flown = None
+    if preflight:
+        from moldistill.search.preflight import preflight as fly
+
+        flown = fly(loaded)
+    if as_json:
+        print_json(asdict(explanation) | {"preflight": asdict(flown) if flown else None})
+        return
+    sys.stdout.write("\n".join([explanation.text(), *([flown.text()] if flown else [])]) + "\n")
 
 
 def search(
@@ -40,6 +57,12 @@ def search(
     overrides: Overrides = None,
     targets: Targets = None,
     resume: Resume = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Go on with a study under a larger budget or a changed space.")
+    ] = False,
+    warm_start: Annotated[
+        list[Path] | None, typer.Option("--warm-start", help="A study whose trials a new one begins with; repeatable.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything; start and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +73,14 @@ def search(
     from moldistill.search.tuner import search as run_search
 
     summary = run_search(
-        space, store, out, overrides=overrides or [], targets=targets or (), resume=resume, dry_run=dry_run
+        space,
+        store,
+        out,
+        overrides=overrides or [],
+        targets=targets or (),
+        mode="extend" if extend else "resume" if resume else "new",
+        warm=warm_start or (),
+        dry_run=dry_run,
     )
     if dry_run:
         log(f"{space} is well: {summary.concurrent} trials at a time; nothing was written")
