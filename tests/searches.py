@@ -37,9 +37,7 @@ def epochs_to_best(
     flat: without the choice of a scheme and its branch, for samplers that know numbers only. options: of the sampler.
     """
     told: dict[str, Any] = {"name": sampler, "seed": seed, **options}
-    if sampler == "tpe":
-        told = {"startup_trials": 10, "multivariate": False} | told
-    if sampler in ("gp", "cmaes"):
+    if sampler in ("tpe", "gp", "cmaes"):
         told = {"startup_trials": 10} | told
     raw = curves.raw_space(sampler=told, scheduler=SCHEDULERS[scheduler], budget={"trials": trials})
     if flat:

@@ -19,3 +19,11 @@ def searched(name: str, domain: Any) -> dict[str, Any]:
 
 def weight(domain: Any) -> dict[str, Any]:
     return searched(WEIGHT, domain)
+
+
+def rare(key: str) -> dict[str, Any]:
+    """A space with a key in a branch that one configuration in 4,096 goes through."""
+    inner: dict[str, Any] = {key: {"uniform": [0.5, 0.9]}}
+    for name in ("model.walks", "model.max_path", "model.depth"):
+        inner = {name: {"choice": [*range(1, 16), {16: inner}]}}
+    return space(parameters=inner, fixed={"optimizer.kind": "schedule_free"})

@@ -35,8 +35,8 @@ class TestWords:
     @pytest.mark.parametrize(
         ("sampler", "words"),
         [
-            ({"name": "tpe", "startup_trials": 7}, "TPE after 7 random trials, parameters modelled together"),
-            ({"name": "tpe", "multivariate": False}, "each parameter modelled alone"),
+            ({"name": "tpe", "startup_trials": 7}, "TPE after 7 random trials, each parameter modelled alone"),
+            ({"name": "tpe", "multivariate": True}, "parameters modelled together"),
             ({"name": "random", "seed": 5}, "random; seed 5"),
             ({"name": "cmaes", "population": 8}, "CMA-ES after 4 random trials, generations of 8"),
             ({"name": "gp"}, "a Gaussian process after 4 random trials"),

@@ -259,3 +259,93 @@ def test_what_drives_the_student_over_epochs_and_sizes() -> None:
     assert all(term in figure.svg for figure in figures for term in ("label", "atom"))
     assert len(share_figures([{"epoch": 1, "share_label": 1.0}])) == 1
     assert share_figures([{"epoch": 1}]) == []
+
+
+def finals_of(study: Path) -> list[dict[str, Any]]:
+    """Three finalists over four seeds: the search's best is no better than the next, and the third is worse."""
+    from moldistill.core.artifacts import read_manifest
+
+    done = [trial for trial in read_manifest(study, "study").facts["trials"] if trial["state"] == "complete"]
+    top = sorted(done, key=lambda trial: trial["value"])[:3]
+    levels, luck = (0.2, 0.2005, 0.3), np.random.default_rng(0).normal(0, 0.003, (3, 4))
+    return [
+        {"trial": trial["number"], "seed": seed, "folder": "", "value": float(level + luck[place, seed - 1])}
+        for place, (trial, level) in enumerate(zip(top, levels, strict=True))
+        for seed in (1, 2, 3, 4)
+    ]
+
+
+def test_finalists_have_a_section(store: Store, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", store, trials(12))
+    rows = finals_of(study)
+    edit_manifest(study, lambda manifest: manifest["facts"].update(finalists=rows))
+    page = Page(report(study, tmp_path / "report.html"))
+    page.check_alone()
+    assert "Finalists" in page.headings
+    best, _, third = list(dict.fromkeys(row["trial"] for row in rows))
+    assert f"is better than trial {third}, by " in page.text  # at the head of the page, and in the section
+    assert page.text.count("cannot be told from trial") == 2
+    assert "Finalists over fresh seeds" in page.text
+    assert f"trial {best}" in page.text
+    assert "t-intervals over seeds" in page.text
+    assert "too good in the mean" in page.text or "too bad in the mean" in page.text
+
+
+def test_finalists_that_all_failed_still_have_a_page(store: Store, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", store, trials(4))
+    rows = [{"trial": 0, "seed": seed, "folder": "", "value": None} for seed in (1, 2)]
+    edit_manifest(study, lambda manifest: manifest["facts"].update(finalists=rows))
+    page = Page(report(study, tmp_path / "report.html"))
+    page.check_alone()
+    assert "No finalist came to an end." in page.text
+
+
+@pytest.mark.parametrize("further", [("parameters",), ("parameters", "cpu_seconds")])
+def test_several_objectives_have_a_front(store: Store, tmp_path: Path, further: tuple[str, ...]) -> None:
+    study = make_study(tmp_path / "study", store, trials(9))
+    objectives = [{"metric": metric, "direction": "minimize"} for metric in ("valid_mae", *further)]
+
+    def several(manifest: dict[str, Any]) -> None:
+        facts = manifest["facts"]
+        done = [trial for trial in facts["trials"] if trial["state"] == "complete"]
+        for place, trial in enumerate(done):
+            trial["values"] = [trial["value"], *(1000.0 * (1 + place) for _ in further)]
+        best = min(done, key=lambda trial: trial["value"])["number"]
+        facts.update(objectives=objectives, front=sorted({done[0]["number"], best}), gpu_hours=1.25)
+
+    edit_manifest(study, several)
+    page = Page(report(study, tmp_path / "report.html"))
+    page.check_alone()
+    assert "Trade-off" in page.headings
+    assert page.text.count("the front is joined") == 2 * len(further)  # the caption is told to those who hear, too
+    assert "MAE on valid against parameters" in page.text
+    assert "The front is bold." in page.text
+    assert "1.25 GPU-hours" in page.text
+    assert ("CPU seconds" in page.text) == ("cpu_seconds" in further)
+
+
+def test_failures_are_told_by_reason(store: Store, tmp_path: Path) -> None:
+    failed = [{"state": "failed", "epochs": 1, "reason": reason} for reason in (HOSTILE, HOSTILE, "disk full", None)]
+    study = make_study(tmp_path / "study", store, [*trials(4), *failed])
+    page = Page(report(study, tmp_path / "report.html"))
+    page.check_alone()
+    assert f"{HOSTILE} 2" in page.text
+    assert "disk full 1" in page.text
+    assert "no reason was kept 1" in page.text
+
+
+def test_a_best_trial_whose_folder_was_not_finished(store: Store, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", store, trials(6))
+    for manifest in study.glob("trials/*/manifest.json"):
+        manifest.unlink()
+    page = Page(report(study, tmp_path / "report.html"))
+    page.check_alone()
+    assert "Search" in page.headings
+
+
+def test_settings_of_a_run_that_is_not_distilled(store: Store, tmp_path: Path) -> None:
+    """Among the distillation terms stands a setting that is none."""
+    settings = {"distill": {"teachers": "all", "graph": {"weight": 0.0}, "atom": None}}
+    run = make_run(tmp_path / "run", store, predicted(store, noise=0.3, seed=1), settings=settings)
+    page = Page(report(run, tmp_path / "report.html"))
+    assert "Student alone" in page.text

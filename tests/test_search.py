@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -359,3 +360,14 @@ def test_contradictory_configurations_are_drawn_again(ray_cluster: None, store: 
     assert [row.state for row in summary.trials] == ["complete"] * 6
     assert all(row.parameters["model.width"] % row.parameters["model.heads"] == 0 for row in summary.trials)
     assert len(stored(summary)) > 6
+
+
+@pytest.mark.ray
+def test_a_driver_that_is_killed(tmp_path: Path) -> None:
+    """With -9, in the midst of a real search, and resumed in a new process: nothing lost, twice, or orphaned."""
+    script = Path(__file__).with_name("killed_search.py")
+    done = subprocess.run([sys.executable, script, tmp_path, "1", "3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (len(found["moments"]), found["status"], found["trials"]) == (1, 0, 12)
+    assert (found["lost"], found["twice"], found["orphans"], found["gaps"]) == ([], [], 0, [])

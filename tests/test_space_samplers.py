@@ -97,8 +97,8 @@ class TestAll:
         assert len(study.get_trials(states=[TrialState.COMPLETE])) == len(found)
         assert all(("distill.atom.power" in values) == (values[SCHEME] == "power") for values in found)
 
-    @pytest.mark.parametrize("flags", [{"multivariate": False}, {"group": False}])
-    def test_tpe_apart(self, flags: dict[str, bool]) -> None:
+    @pytest.mark.parametrize("flags", [{"multivariate": True}, {"multivariate": True, "group": False}])
+    def test_tpe_together(self, flags: dict[str, bool]) -> None:
         assert len(run(searched_by("tpe", BRANCHES, sampler=flags), 12)[1]) == 12
 
     def test_those_that_learn_find_what_random_does_not(self) -> None:

@@ -13,7 +13,18 @@ import typer
 from moldistill import __version__
 from moldistill.core.errors import MoldistillError
 from moldistill.core.progress import log
-from moldistill.verbs import ablating, data, delivering, models, searching, training, whole
+from moldistill.verbs import (
+    ablating,
+    data,
+    delivering,
+    models,
+    predicting,
+    schemas,
+    searching,
+    studies,
+    training,
+    whole,
+)
 
 app = typer.Typer(
     name="moldistill",
@@ -33,17 +44,24 @@ VERBS = (
     models.models,
     training.train,
     training.cache,
+    schemas.schema,
     searching.explain,
     searching.search,
+    studies.list_,
+    studies.show,
+    studies.compare,
+    studies.clean,
+    studies.cancel,
     ablating.ablate,
     delivering.ensemble,
-    delivering.predict,
+    predicting.predict,
+    predicting.export,
     delivering.submit,
     delivering.report,
     whole.pipeline,
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command(verb.__name__.removesuffix("_"))(verb)
 
 
 @app.callback(invoke_without_command=True)

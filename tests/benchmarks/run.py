@@ -31,6 +31,16 @@ BENCHMARKS = {
     "loading_memory": "loading",
     "training_step": "step",
     "models": "models",
+    "ensemble_inference": "predicting",
+    "predict_memory": "predicting",
+    "predict_time": "predicting",
+    "search_simulated": "search_simulated",
+    "submitting": "delivering",
+    "weighing": "delivering",
+    "trial_overhead": "searching",
+    "trial_memory": "searching",
+    "driver_kills": "searching",
+    "search_peers": "searching",
 }
 """Benchmarks (functions) and the modules that hold them, in the order of a run."""
 

@@ -113,8 +113,9 @@ def random_median(configurations: int = 40_000) -> float:
 
     With a share p of best configurations, half of all searches have found one after ln(1/2) / ln(1 - p) trials.
     """
-    import curves
     import numpy as np
+
+    import curves
 
     draw = np.random.default_rng(5)
     best, power = curves.Frozen().best, curves.SCHEMES.index("power")

@@ -64,7 +64,7 @@ def trial_memory(inputs: Inputs) -> list[Figure]:
     ]
 
 
-def kills(inputs: Inputs) -> list[Figure]:
+def driver_kills(inputs: Inputs) -> list[Figure]:
     """A real search whose driver is killed with -9 at random moments, and resumed each time."""
     folder = inputs.scratch / "killed"
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from moldistill.core.artifacts import Manifest, read_manifest
+from moldistill.core.artifacts import MANIFEST, Manifest, read_manifest
 from moldistill.core.errors import InputError
+from moldistill.core.progress import log, progress
 from moldistill.core.vocabulary import vocabulary_hash
 from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
@@ -29,28 +31,29 @@ class Candidate:
     manifest: Manifest
 
 
-def find_candidates(sources: Sequence[Path]) -> list[Candidate]:
-    """The finished student runs among run folders and the trials of study folders that did not fail, each once.
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Candidates with different predictions. predictions: eV, (candidates, labelled validation rows).
 
-    Raises InputError where a folder is neither, a single run is a teacher, or nothing is left.
+    copies: of each candidate whose predictions for all splits are, bit for bit, those of an earlier one, which one.
+    """
+
+    candidates: tuple[Candidate, ...]
+    predictions: npt.NDArray[np.float64]
+    copies: tuple[tuple[Candidate, Candidate], ...]
+
+
+def find_candidates(sources: Sequence[Path]) -> list[Candidate]:
+    """The finished student runs among run folders, studies and folders of these, each once.
+
+    Of a study: trials that did not fail and came to predictions, and finalists. Of a plain folder: its finished runs
+    and studies; teachers and unfinished folders in it are passed by. Raises InputError where a source is none of these,
+    a run that is named is a teacher, or nothing is left.
     """
     found: dict[Path, Candidate] = {}
     for source in sources:
-        path = source.expanduser().absolute()
-        manifest = read_manifest(path)
-        if manifest.kind == "run":
-            _refuse_teacher(path, manifest)
-            found[path.resolve()] = Candidate(path, manifest)
-        elif manifest.kind == "study":
-            for candidate in _trials(path, manifest):
-                found[candidate.path.resolve()] = candidate
-        else:
-            raise InputError(
-                f"{source} cannot give members",
-                got=manifest.kind,
-                expected="a study or a run",
-                remedy="name folders that `search` or `train` wrote",
-            )
+        for candidate in _of_source(source.expanduser().absolute()):
+            found.setdefault(candidate.path.resolve(), candidate)
     if not found:
         raise InputError(
             "no member can be taken from " + (", ".join(map(str, sources)) or "nothing"),
@@ -60,17 +63,52 @@ def find_candidates(sources: Sequence[Path]) -> list[Candidate]:
     return list(found.values())
 
 
-def _trials(study: Path, manifest: Manifest) -> list[Candidate]:
-    """Complete trials, and those that the scheduler stopped: they have predictions, too, and the selection judges."""
-    folders = [study / trial["folder"] for trial in manifest.facts["trials"] if trial["state"] != "failed"]
+def _of_source(path: Path) -> list[Candidate]:
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        children = [child for child in sorted(path.iterdir()) if (child / MANIFEST).is_file()]
+        manifests = [(child, read_manifest(child)) for child in children]
+        known = [(child, one) for child, one in manifests if one.kind == "study" or _is_student(one)]
+        if known:
+            return [candidate for child, one in known for candidate in _of_folder(child, one)]
+    manifest = read_manifest(path)  # which says what is missing
+    if manifest.kind == "run":
+        _refuse_teacher(path, manifest)
+    return _of_folder(path, manifest)
+
+
+def _of_folder(path: Path, manifest: Manifest) -> list[Candidate]:
+    """The candidates of a run or a study."""
+    if manifest.kind == "run":
+        return [Candidate(path, manifest)]
+    if manifest.kind == "study":
+        return _of_study(path, manifest)
+    raise InputError(
+        f"{path} cannot give members",
+        got=manifest.kind,
+        expected="a study, a run, or a folder of runs",
+        remedy="name folders that `search` or `train` wrote",
+    )
+
+
+def _of_study(study: Path, manifest: Manifest) -> list[Candidate]:
+    """Trials that ended with predictions, those that were stopped early too (the selection judges), and finalists."""
+    trials = [study / trial["folder"] for trial in manifest.facts["trials"] if trial["state"] != "failed"]
+    finalists = [study / one["folder"] for one in manifest.facts.get("finalists") or () if one["value"] is not None]
+    folders = [path for path in (*trials, *finalists) if (path / MANIFEST).is_file()]
+    if left := len(trials) + len(finalists) - len(folders):
+        log(f"{study}: {left} stopped or unfinished trials have no predictions, and are passed by")
     runs = [(path, read_manifest(path, "run")) for path in folders]
     for path, run in runs:
         _refuse_teacher(path, run)
     return [Candidate(path, run) for path, run in runs]
 
 
+def _is_student(manifest: Manifest) -> bool:
+    return manifest.kind == "run" and manifest.facts.get("role") == "student"
+
+
 def _refuse_teacher(path: Path, manifest: Manifest) -> None:
-    if manifest.facts.get("role") != "student":
+    if not _is_student(manifest):
         raise InputError(
             f"{path} cannot be a member",
             got=f"a {manifest.facts.get('role')}",
@@ -110,6 +148,29 @@ def open_store(candidates: Sequence[Candidate], store: Path | None) -> Store:
                     remedy="leave it out, or train it again on this store",
                 )
     return opened
+
+
+def read_pool(candidates: Sequence[Candidate], store: Store, rows: Rows) -> Pool:
+    """Predictions for the validation rows `rows`, after checking every candidate's file of every split."""
+    expected = {split: store.rows(split) for split in SPLITS if len(store.rows(split))}
+    places = np.searchsorted(expected["valid"], rows)
+    first: dict[bytes, Candidate] = {}
+    lines, copies = [], []
+    with progress("reading members", len(candidates)) as bar:
+        for candidate in candidates:
+            digest = hashlib.sha256()
+            for split, wanted in expected.items():
+                loaded = load_predictions(candidate.path, split, wanted)
+                digest.update(loaded.tobytes())
+                if split == "valid":
+                    line = loaded[places].astype(np.float64)
+            earlier = first.setdefault(digest.digest(), candidate)
+            if earlier is candidate:
+                lines.append(line)
+            else:
+                copies.append((candidate, earlier))
+            bar.advance(1)
+    return Pool(tuple(first.values()), np.stack(lines), tuple(copies))
 
 
 def load_predictions(path: Path, split: str, rows: Rows) -> npt.NDArray[np.float32]:

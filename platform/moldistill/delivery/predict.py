@@ -1,208 +1,203 @@
-"""Predictions for a CSV of SMILES: every input row gets an output row, whatever becomes of it."""
+"""Predictions for SMILES, as many as there are: every input row gets an output row, whatever becomes of it."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+import os
+import sys
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from moldistill import __version__
+from moldistill.chem.reader import SMILES_COLUMN
+from moldistill.core.compiled import announce
+from moldistill.core.errors import InputError, RunError
+from moldistill.core.progress import log, progress
+from moldistill.delivery.engine import Deviation, Engine, Precision, Predicted
+from moldistill.delivery.featurizing import Window
+from moldistill.delivery.output import HEADER, Writer, form_of
+from moldistill.delivery.partial import Line, done, making
+from moldistill.delivery.predictor import Predictor, load_predictor
+from moldistill.delivery.smiles_source import STDIN, Layout, open_smiles
+from moldistill.delivery.streaming import WINDOW, cluster_is_near, predict_on_ray, predict_windows, windows
 
-from moldistill.chem.reader import SourceRow, read_csv
-from moldistill.core.artifacts import atomic_path, read_manifest
-from moldistill.core.errors import InputError
-from moldistill.core.progress import progress
-from moldistill.core.settings import PrepareSettings
-from moldistill.core.vocabulary import FLAGS
-from moldistill.data.building import FLAGGED
-from moldistill.data.prepare import prepare
-from moldistill.data.store import Store
-from moldistill.delivery.ensemble import load_ensemble
-from moldistill.training import evaluate
-from moldistill.trial.run import LoadedRun, load_run_folder
-
-HEADER = ("row", "smiles", "prediction", "spread", "flag", "reason")
-
-CHUNK = 20_000
-"""Rows that are prepared and predicted at a time: memory does not grow with the file."""
-
-Floats = npt.NDArray[np.float64]
+__all__ = ["HEADER", "PredictSummary", "predict"]
 
 
 @dataclass(frozen=True, slots=True)
 class PredictSummary:
-    """What was written: rows, those that no model could predict, and those outside the training molecules' sizes."""
+    """What was written: rows, those that no model could predict, and those outside the training sizes or elements.
+
+    resumed: rows that an earlier process had done. elements: whether the training elements were known. level: coverage
+    of the interval, None where there is none. deviation: of 16 bits from 32, where they were asked for.
+    """
 
     path: str
     rows: int
     refused: int
     outside: int
     members: int
+    resumed: int
+    seconds: float
+    elements: bool
+    level: float | None
+    deviation: Deviation | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Predictor:
-    """Models with weights (sum 1), the value for what they cannot predict (eV), and the sizes that they trained on."""
+class Options:
+    """How to predict; the values are those of `predict`."""
 
-    runs: tuple[LoadedRun, ...]
-    weights: Floats
-    median: float
-    sizes: tuple[int, int]
+    device: str = "auto"
+    precision: Precision = "fp32"
+    column: str = SMILES_COLUMN
+    layout: Layout = "auto"
+    form: str | None = None
+    level: float | None = None
+    store: Path | None = None
+    processes: int | None = None
+    ray: bool | None = None
+    chunk: int = WINDOW
 
 
-def predict(model: Path, source: Path, out: Path, *, device: str = "auto", chunk: int = CHUNK) -> PredictSummary:
-    """Predict every row of a CSV of SMILES (gzip or not) with a run or an ensemble, and write a CSV.
+def predict(model: Path, source: Path, out: Path, **options: Any) -> PredictSummary:
+    """Predict every row of a file of SMILES with a run, an ensemble or an exported folder, and write a table.
 
-    Columns: row (from 0), smiles as given, prediction and spread (eV; weighted standard deviation over the members,
-    empty for one), flag (a name of `vocabulary.FLAGS`) and reason. Rows without a graph hold the training median.
-    Raises InputError for a teacher, an unfinished model, or a file that cannot be read; then nothing is written.
+    source: a CSV or a list, gzipped or not; `-` is stdin (`smiles_source.open_smiles`). out: a CSV, gzipped where its
+    name ends in .gz, or Parquet; `-` is stdout, as CSV. Columns: row (from 0), smiles as given, prediction and spread
+    (eV; spread of the members, empty for one), flag (a name of `vocabulary.FLAGS`), reason (why a row has no
+    prediction of its own, or how it lies outside the training molecules' sizes or elements); low and high where the
+    ensemble has a calibration. Rows that no student can read hold the training median.
+
+    options (`Options`): device (auto, cpu, cuda); precision (fp32, bf16: what it does is measured and told);
+    column, layout (auto, csv, list) of the source; form (csv, parquet; by default as out is named); level of the
+    interval; store, which knows the training elements where the run does not; processes that featurize; ray (None:
+    where a cluster is joined); chunk (rows that are featurized and sorted together).
+
+    Memory does not grow with the rows. A run that was killed is continued by the same call; until the end nothing
+    stands under the name `out`. Raises InputError for a teacher, an unfinished model, a file that cannot be read.
     """
+    asked = Options(**options)
+    start = time.monotonic()
     _check_out(source, out)
-    predictor = _load(model)
-    where = _device(device)
-    summary = PredictSummary(str(out), 0, 0, 0, len(predictor.runs))
-    rows = read_csv(source)
+    predictor = load_predictor(model, asked.store)
+    engine = Engine(predictor, asked.device, asked.precision).at_level(asked.level)
+    calibration = predictor.combination.calibration
+    writer = Writer(form_of(out, asked.form), calibration is not None)
+    announce()
     with (
-        tempfile.TemporaryDirectory(prefix="moldistill-predict-") as scratch,
-        atomic_path(out) as temporary,
-        _open_text(temporary, gzipped=out.suffix == ".gz") as stream,
+        open_smiles(source, column=asked.column, layout=asked.layout) as rows,
         progress("predicting") as bar,
     ):
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(HEADER)
-        for number, part in enumerate(_chunks(rows, chunk)):
-            folder = Path(scratch) / str(number)
-            lines, refused, outside = _predict_chunk(predictor, part, folder, summary.rows, where)
-            shutil.rmtree(folder)
-            writer.writerows(lines)
-            summary = PredictSummary(
-                summary.path,
-                summary.rows + len(lines),
-                summary.refused + refused,
-                summary.outside + outside,
-                summary.members,
-            )
-            bar.advance(len(lines))
-    return summary
+        job = _Job(engine, asked, bar)
+        parts = windows(rows, asked.chunk)
+        if out == STDIN:
+            lines, resumed = job.to_stdout(parts, writer), 0
+        else:
+            lines, resumed = job.to_file(parts, writer, out)
+    count, refused, outside = done(lines)
+    _warn(predictor, job.deviation)
+    return PredictSummary(
+        str(out),
+        count,
+        refused,
+        outside,
+        len(predictor.members),
+        resumed,
+        time.monotonic() - start,
+        predictor.elements is not None,
+        None if calibration is None else calibration.levels[engine.level],
+        job.deviation,
+    )
 
 
 def _check_out(source: Path, out: Path) -> None:
+    if out == STDIN:
+        return
     if out.is_dir():
-        raise InputError(f"{out} is a folder", expected="the name of a CSV to write", remedy="name a file with --out")
-    if out.exists() and source.exists() and out.samefile(source):
+        raise InputError(f"{out} is a folder", expected="the name of a table to write", remedy="name a file with --out")
+    if out.exists() and source != STDIN and source.exists() and out.samefile(source):
         raise InputError(f"{out} is the input", expected="another file", remedy="name another file with --out")
 
 
+def _warn(predictor: Predictor, deviation: Deviation | None) -> None:
+    if deviation is not None:
+        log(
+            f"bf16 moves predictions by {deviation.mean:.2g} eV on average, by {deviation.largest:.2g} eV at most "
+            f"(measured on {deviation.molecules:,} molecules)"
+        )
+    if predictor.elements is None:
+        log("elements outside the training molecules are not told: neither the run nor its store says (name --store)")
+
+
+class _Job:
+    """Windows through the engine, to a file or to stdout. deviation: of the first window."""
+
+    def __init__(self, engine: Engine, asked: Options, bar: Any) -> None:
+        self.engine, self.asked, self.bar = engine, asked, bar
+        self.deviation: Deviation | None = None
+
+    def _predicted(self, parts: Iterator[Window]) -> Iterator[Predicted]:
+        on_ray = cluster_is_near() if self.asked.ray is None else self.asked.ray
+        found = (
+            predict_on_ray(self.engine, parts)
+            if on_ray
+            else predict_windows(self.engine, parts, processes=self.asked.processes)
+        )
+        for part in found:
+            self.deviation = self.deviation or part.deviation
+            yield part
+            self.bar.advance(len(part.window.smiles))
+
+    def to_file(self, parts: Iterator[Window], writer: Writer, out: Path) -> tuple[list[Line], int]:
+        """Lines of the ledger, and how many rows an earlier process had done."""
+        out = out.expanduser().absolute()
+        with making(out, self._plan(writer), writer) as partial:
+            remaining = partial.remaining(parts)
+            for part in self._predicted(remaining):
+                partial.append(part)
+            resumed = done(partial.lines[: partial.resumed])[0]
+            if resumed:
+                log(f"{resumed:,} rows had been predicted before")
+            partial.publish()
+            return partial.lines, resumed
+
+    def to_stdout(self, parts: Iterator[Window], writer: Writer) -> list[Line]:
+        """Lines as a ledger would have them."""
+        if writer.form == "parquet":
+            raise InputError("stdout takes a CSV", got="parquet", remedy="name a file with --out")
+        lines = []
+        with _stdout() as stream:
+            stream.write(writer.head())
+            for part in self._predicted(parts):
+                stream.write(writer.piece(part))
+                stream.flush()
+                lines.append(Line(len(part.window.smiles), 0, 0, 0, part.refused, part.outside))
+        return lines
+
+    def _plan(self, writer: Writer) -> dict[str, Any]:
+        """All that the content of the table depends on, beside the input."""
+        predictor, engine = self.engine.predictor, self.engine
+        return {
+            "version": __version__,
+            "model": predictor.identity,
+            "combination": predictor.combination.to_mapping(),
+            "elements": predictor.elements,
+            "form": writer.form,
+            "precision": engine.precision,
+            "level": engine.level,
+            "chunk": self.asked.chunk,
+        }
+
+
 @contextmanager
-def _open_text(path: Path, *, gzipped: bool) -> Iterator[IO[str]]:
-    """A text file to write, compressed or not."""
-    if gzipped:
-        with gzip.open(path, "wt", encoding="utf-8", newline="") as stream:
-            yield stream
-    else:
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-
-
-def _device(name: str) -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-
-
-def _load(model: Path) -> _Predictor:
-    """The models of a run or an ensemble folder."""
-    manifest = read_manifest(model)
-    if manifest.kind == "run":
-        run = _load_student(model)
-        return _Predictor((run,), np.ones(1), run.scale.median, (0, int(manifest.facts["largest_training_molecule"])))
-    if manifest.kind != "ensemble":
-        raise InputError(
-            f"{model} cannot predict", got=manifest.kind, expected="a run or an ensemble", remedy="name one of those"
-        )
-    summary = load_ensemble(model)
-    for member in summary.members:
-        identity = read_manifest(Path(member.path), "run").identity
-        if identity != member.identity:
-            raise InputError(
-                f"{member.path} has changed since it became a member of {model}",
-                got=identity,
-                expected=member.identity,
-                remedy="make the ensemble again",
-            )
-    runs = tuple(_load_student(Path(member.path)) for member in summary.members)
-    weights = np.array([member.weight for member in summary.members])
-    return _Predictor(runs, weights, summary.training_median, summary.training_sizes)
-
-
-def _load_student(path: Path) -> LoadedRun:
-    run = load_run_folder(path)
-    if run.settings.role != "student":
-        raise InputError(
-            f"{path} is a teacher: it sees 3D geometry, and SMILES have none",
-            got=run.settings.role,
-            expected="a student, or an ensemble of students",
-            remedy="distil it into a student (`cache`, then `train` with targets=…), and predict with that",
-        )
-    return run
-
-
-def _chunks(rows: Iterator[SourceRow], size: int) -> Iterator[list[SourceRow]]:
-    while part := list(islice(rows, size)):
-        yield part
-
-
-def _predict_chunk(
-    predictor: _Predictor, part: Sequence[SourceRow], folder: Path, first: int, device: torch.device
-) -> tuple[list[tuple[object, ...]], int, int]:
-    """Output lines of a chunk whose first row is row `first`, and how many were refused and outside the sizes."""
-    store, reasons = _prepared(part, folder)
-    rows = np.arange(len(part), dtype=np.int64)
-    usable = store.usable(rows)
-    values = np.full((len(predictor.runs), len(part)), predictor.median)
-    for line, run in zip(values, predictor.runs, strict=True):
-        line[usable] = evaluate.predict(run.model, store, usable, role="student", scale=run.scale, device=device)
-    mean, spread = _combined(values, predictor.weights)
-    sizes = store.size(rows)
-    low, high = predictor.sizes
-    trained = f"{low} to {high}" if low else f"at most {high}"
-    known = np.isin(rows, usable)
-    outside = known & ((sizes < low) | (sizes > high))
-    lines: list[tuple[object, ...]] = []
-    for row, source in enumerate(part):
-        reason = reasons.get(row, "")
-        if outside[row]:
-            note = f"{sizes[row]} atoms, training molecules have {trained}"
-            reason = f"{reason}; {note}" if reason else note
-        shown = f"{spread[row]:.6f}" if known[row] and len(values) > 1 else ""
-        flag = FLAGS[int(store.flag[row])]
-        lines.append((first + row, source.smiles, f"{mean[row]:.6f}", shown, flag, reason))
-    return lines, len(part) - len(usable), int(np.count_nonzero(outside))
-
-
-def _combined(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Weighted mean and standard deviation over members; values of shape (members, rows)."""
-    mean: Floats = weights @ values
-    spread: Floats = np.sqrt(weights @ (values - mean) ** 2)
-    return mean, spread
-
-
-def _prepared(part: Sequence[SourceRow], folder: Path) -> tuple[Store, dict[int, str]]:
-    """A temporary store of these rows, and the reason of each flagged one."""
-    folder.mkdir()
-    table = folder / "rows.csv"
-    with table.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("idx", "smiles"))
-        writer.writerows((row, source.smiles) for row, source in enumerate(part))
-    prepare(table, folder / "store", PrepareSettings(valid_3d=0.0))
-    with (folder / "store" / FLAGGED).open(encoding="utf-8", newline="") as stream:
-        reasons = {int(line["row"]): line["reason"] for line in csv.DictReader(stream)}
-    return Store.open(folder / "store"), reasons
+def _stdout() -> Iterator[Any]:
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it ends
+        raise RunError("whoever read stdout has gone", remedy="write to a file with --out") from error

@@ -33,14 +33,15 @@ class SamplerSettings:
     """Who proposes configurations.
 
     startup_trials: random ones before `tpe`, `gp` and `cmaes` begin. multivariate: whether `tpe` models parameters
-    together; group: and those of each branch apart. population: of a generation of `nsgaii` and `cmaes` (null: theirs
+    together (with early stopping it was the worse in simulated searches: see tests/benchmarks); group: and those of
+    each branch apart. population: of a generation of `nsgaii` and `cmaes` (null: theirs
     to choose).
     """
 
     name: Literal["tpe", "random", "grid", "cmaes", "gp", "nsgaii"] = "tpe"
     startup_trials: int = bounded(4, ge=0)
     seed: int = bounded(0, ge=0)
-    multivariate: bool = True
+    multivariate: bool = False
     group: bool = True
     population: int | None = bounded(None, ge=2)
 

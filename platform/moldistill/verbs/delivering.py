@@ -1,4 +1,4 @@
-"""Verbs that deliver: ensemble, predict, submit, report."""
+"""Verbs that deliver: ensemble, submit, report."""
 
 from __future__ import annotations
 
@@ -13,36 +13,47 @@ from moldistill.verbs.common import Json, Out, done, print_json
 
 
 def ensemble(
-    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies or finished runs.")],
+    studies: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help="Studies, finished runs, folders of runs.")
+    ],
     out: Out,
     store: Annotated[Path | None, typer.Option("--store", help="Where the members' store lies now.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the halving of the validation rows.")] = 0,
     max_members: Annotated[int, typer.Option(help="Most members.")] = 32,
+    combiner: Annotated[
+        str, typer.Option(help="auto (the best of all), mean, median, rank, greedy, lad, huber or by_size.")
+    ] = "auto",
+    budget: Annotated[
+        str | None, typer.Option(help='Most time that predicting may take: "4 h", "30 min", "90 s".')
+    ] = None,
+    budget_rows: Annotated[int | None, typer.Option(help="Molecules of the budget. Default: the tests'.")] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit/--keep-half", help="Weigh again on all validation rows after scoring.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Choose members and weights on one half of the validation rows; score them on the other.
+    """Choose members, combiner and weights on one half of the validation rows; score them on the other.
 
-    Example: moldistill ensemble study --out ensemble
+    Examples: moldistill ensemble study --out ensemble;  moldistill ensemble study --budget "4 h" --out fast
     """
+    from moldistill.delivery.costs import parse_seconds
     from moldistill.delivery.ensemble import ensemble as run_ensemble
 
-    summary = run_ensemble(studies, out, store=store, seed=seed, max_members=max_members)
+    seconds = None if budget is None else parse_seconds(budget)
+    if seconds is None and budget_rows is not None:
+        raise InputError("--budget-rows says how many molecules --budget is for", remedy='add --budget, as in "4 h"')
+    summary = run_ensemble(
+        studies,
+        out,
+        store=store,
+        seed=seed,
+        max_members=max_members,
+        combiner=combiner,
+        budget=seconds,
+        budget_rows=budget_rows,
+        refit=refit,
+    )
     done(summary, as_json, out, f"moldistill submit {out} --store {store or 'store'} --out submission")
-
-
-def predict(
-    model: Annotated[Path, typer.Argument(metavar="RUN|ENSEMBLE", help="A student's run, or an ensemble.")],
-    source: Annotated[Path, typer.Argument(metavar="SMILES.csv", help="CSV with the column smiles; gzip or not.")],
-    out: Annotated[Path, typer.Option("--out", help="CSV to write; .gz compresses.")],
-    as_json: Json = False,
-) -> None:
-    """Predict molecules from SMILES alone: row,smiles,prediction,spread,flag,reason.
-
-    Example: moldistill predict ensemble molecules.csv --out predictions.csv
-    """
-    from moldistill.delivery.predict import predict as run_predict
-
-    done(run_predict(model, source, out), as_json, out, "")
 
 
 def submit(
