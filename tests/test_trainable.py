@@ -543,6 +543,8 @@ def _watch_worker(rank: int, folder: Path, rate: float) -> None:
             watch.after_step()
         except CancelledError:
             (folder / str(rank)).write_text(str(step))
+            torch.distributed.barrier()  # who leaves first closes the connection that the other still reads from
+            torch.distributed.destroy_process_group()
             return
 
 
