@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from moldistill.core.errors import InputError
+from moldistill.core.units import duration
 from moldistill.search.conductor import Conductor
-from moldistill.search.live import _Table, drawn, duration, note, snapshot, watched
+from moldistill.search.live import _Table, drawn, note, snapshot, watched
 from moldistill.search.parse import load_space
 from moldistill.search.study import open_storage
 from moldistill.search.tracking import Trackers, check_tracking
@@ -53,7 +54,7 @@ class TestTable:
 
     def test_what_is_left(self, tmp_path: Path) -> None:
         conductor = half_way(tmp_path, budget={"hours": 2, "gpu_hours": 3, "trials": 8}, resources={"gpus": 1})
-        assert "2 h 0 min of 2 h left" in note(snapshot(conductor))
+        assert "2.0 h of 2 h left" in note(snapshot(conductor))
         assert "3.00 of 3 GPU-hours left" in note(snapshot(conductor))
 
     def test_the_head(self, tmp_path: Path) -> None:
@@ -77,12 +78,12 @@ class TestTable:
         assert f"best {best.value:.4f} eV, 0 running" in last
 
     def test_durations(self) -> None:
-        assert [duration(seconds) for seconds in (0.4, 59, 61, 3599.6, 7384)] == [
+        assert [duration(seconds) for seconds in (0.4, 119, 121, 7199, 7384)] == [
             "0 s",
-            "59 s",
-            "1 min 1 s",
-            "1 h 0 min",
-            "2 h 3 min",
+            "119 s",
+            "2 min",
+            "120 min",
+            "2.1 h",
         ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import signal
@@ -66,13 +67,17 @@ def trial_memory(inputs: Inputs) -> list[Figure]:
 
 def driver_kills(inputs: Inputs) -> list[Figure]:
     """A real search whose driver is killed with -9 at random moments, and resumed each time."""
-    folder = inputs.scratch / "killed"
-    folder.mkdir()
-    count = 2 if inputs.quick else 10
-    said = _script(str(HERE.parent / "killed_search.py"), str(folder), str(count), "0")
-    wrong = len(said["lost"]) + len(said["twice"]) + said["orphans"] + len(said["gaps"])
+    count, wrong, moments = 2 if inputs.quick else 10, 0, list[float]()
+    for seed in itertools.count():  # a study may come to its end before all kills
+        if len(moments) >= count:
+            break
+        folder = inputs.scratch / f"killed-{seed}"
+        folder.mkdir()
+        said = _script(str(HERE.parent / "killed_search.py"), str(folder), str(count - len(moments)), str(seed))
+        wrong += len(said["lost"]) + len(said["twice"]) + said["orphans"] + len(said["gaps"])
+        moments += said["moments"]
     return [
-        single("driver killed", f"{len(said['moments'])} kills", "trials lost, twice, orphaned or cut", wrong, **said)
+        single("driver killed", f"{len(moments)} kills", "trials lost, twice, orphaned or cut", wrong, moments=moments)
     ]
 
 

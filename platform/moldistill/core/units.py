@@ -15,3 +15,10 @@ ENERGY_IN_EV = {
     "none": 1.0,
 }
 """Factor from each unit that `--unit` accepts to the unit of the store; `none` leaves the numbers alone."""
+
+
+def duration(seconds: float) -> str:
+    """A time for people: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

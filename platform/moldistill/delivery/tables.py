@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moldistill.core import units
 from moldistill.core.vocabulary import SPLITS
 from moldistill.data.predictions import Predictions
 from moldistill.data.store import Store
@@ -62,12 +63,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time for people."""
-    if seconds is None:
-        return NONE
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    """A time for people, a dash where there is none."""
+    return NONE if seconds is None else units.duration(seconds)
 
 
 def interval(score: Score) -> str:

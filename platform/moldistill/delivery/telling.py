@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from moldistill.core.progress import log
 from moldistill.core.tables import text_table
+from moldistill.core.units import duration
 from moldistill.delivery.ensemble_summary import EnsembleSummary
 from moldistill.delivery.selection import Score
-from moldistill.search.live import duration
 
 SHOWN = 8
 """Most combiners that are listed."""

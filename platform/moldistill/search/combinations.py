@@ -74,7 +74,7 @@ def _cmaes(space: Space) -> None:
     branching = [
         parameter.name
         for parameter in walk(space.parameters)
-        if isinstance(parameter.domain, Choice) and any(option.parameters for option in parameter.domain.options)
+        if isinstance(parameter.domain, Choice) and parameter.domain.branches
     ]
     if branching:
         raise InputError(

@@ -26,7 +26,7 @@ def axes(space: Space) -> dict[str, list[Any]]:
     for parameter in space.parameters:
         domain, place = parameter.domain, f"{space.where}: parameters.{parameter.name}"
         if isinstance(domain, Choice):
-            if any(option.parameters for option in domain.options):
+            if domain.branches:
                 raise InputError(
                     f"{place}: a grid has no branches: every point holds every parameter",
                     got="sampler grid, and a choice with parameters below it",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moldistill.core.progress import is_interactive, progress
+from moldistill.core.units import duration
 from moldistill.search.conductor import Conductor
 from moldistill.search.study import STATES, best_first
 
@@ -79,14 +80,6 @@ def note(shot: Snapshot) -> str:
     words = [f"best {shot.best[0].value:.4f} eV"] if shot.best else []
     states = ", ".join(f"{count} {state}" for state, count in shot.counts.items())
     return ", ".join([*words, f"{len(shot.running)} running", states, *shot.left])
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as far as they matter."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
 @contextmanager

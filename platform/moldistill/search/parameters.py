@@ -37,6 +37,11 @@ class Choice:
 
     options: tuple[Option, ...]
 
+    @property
+    def branches(self) -> bool:
+        """Whether some parameters exist only if a certain value is chosen."""
+        return any(option.parameters for option in self.options)
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
